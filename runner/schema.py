@@ -1,0 +1,207 @@
+"""The nouns: frozen values that travel between the stages, standard library only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
+from typing import Any
+
+#: Changed with anything that moves numbers; tables never mix two protocols.
+PROTOCOL = 1
+#: Changed with the layout of a record.
+SCHEMA = 1
+
+#: A field of a problem's `Shape`: a size, a flag, or a size per axis.
+ShapeValue = int | bool | tuple[int, ...]
+Shape = dict[str, ShapeValue]
+
+DTYPES = ("fp32", "fp16", "bf16")
+MATHS = ("tf32", "fp32")
+
+
+class Status(StrEnum):
+    """What became of a cell; only PASS has times."""
+
+    PASS = "PASS"
+    WRONG = "WRONG"
+    VIOLATION = "VIOLATION"
+    MISSING = "MISSING"
+    TIMEOUT = "TIMEOUT"
+    CRASH = "CRASH"
+    OOM = "OOM"
+    BUILD = "BUILD"
+    INVALID = "INVALID"
+    UNSUPPORTED = "UNSUPPORTED"
+    NOT_COVERED = "NOT_COVERED"
+    NOT_EMULATED = "NOT_EMULATED"
+    ERROR = "ERROR"
+
+
+class Verdict(StrEnum):
+    """What an interval supports about a speed-up."""
+
+    FASTER = "FASTER"
+    SAME = "SAME"
+    SLOWER = "SLOWER"
+    UNRESOLVED = "UNRESOLVED"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The unit that is checked and timed: one shape in one arithmetic."""
+
+    sweep: str
+    label: str
+    shape: Shape
+    dtype: str
+    math: str
+
+    @property
+    def arithmetic(self) -> str:
+        """`tf32` or `fp32` for fp32 tensors, else the dtype itself."""
+        return self.math if self.dtype == "fp32" else self.dtype
+
+    @property
+    def key(self) -> str:
+        """Identity within a solution's records: sweeps may share a shape, labels may not."""
+        return f"{self.sweep}/{self.label}/{self.dtype}/{self.math}/{digest(self.shape)[:12]}"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel launch as the contestant saw it (a claim)."""
+
+    kernel: str
+    grid: tuple[int, int, int]
+    num_warps: int
+    registers: int | None
+    spills: int | None
+    shared_bytes: int | None
+
+
+@dataclass(frozen=True)
+class PopulationError:
+    """Errors of one population of outputs against float64, each beside its budget.
+
+    `normwise` is the largest relative Frobenius error of a slice; `elementwise` the largest
+    absolute error in units of the slice's RMS. The structural population is held to one
+    rounding of the output dtype instead, so its `elementwise` is in units of that rounding.
+    """
+
+    population: str
+    normwise: float
+    normwise_budget: float
+    elementwise: float
+    elementwise_budget: float
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Why a cell has no result. It has no field for times."""
+
+    status: Status
+    stage: str
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A correct answer: the worst errors over all checked calls."""
+
+    errors: tuple[PopulationError, ...]
+    kernelbench_close: bool
+    calls: int
+    launches: tuple[Launch, ...]
+    prepare_us: float | None = None
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Raw samples of one variant in the order of the rounds, in microseconds.
+
+    `times_us` is the judge's bound per call: the window of `calls` calls less the null window
+    of the same process, divided by `calls`. `claims_us` is the contestant's own event time per
+    call, never used to decide.
+    """
+
+    variant: str
+    calls: int
+    times_us: tuple[float, ...]
+    claims_us: tuple[float, ...]
+    null_us: float
+    null_mad_us: float
+    l2: str
+    config: dict[str, Any] = field(default_factory=dict)
+    kernels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Speed-up of the solution over one baseline: above 1 is faster."""
+
+    baseline: str
+    speedup: float
+    low: float
+    high: float
+    verdict: Verdict
+    rounds: int
+
+
+@dataclass(frozen=True)
+class Timed:
+    """What the rounds gave; every figure of a table is recomputed from `samples`."""
+
+    samples: tuple[Samples, ...]
+    headline: str
+    rounds: int
+    invalid_rounds: int
+    checked_calls: int
+    handshake_us: float
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line of `results/`: everything needed to recompute a table row."""
+
+    schema: int
+    protocol: int
+    time_utc: str
+    problem: str
+    problem_digest: str
+    solution: str
+    solution_digest: str
+    technique: str
+    author: str
+    runner_digest: str
+    cell: Cell
+    card: str
+    environment: dict[str, Any]
+    entropy: str
+    status: Status
+    failed: Failed | None
+    checked: Checked | None
+    timed: Timed | None
+    comparisons: tuple[Comparison, ...]
+    roofline: dict[str, Any]
+    waves: tuple[dict[str, Any], ...]
+    flags: tuple[str, ...]
+
+
+def digest(value: object) -> str:
+    """Return the SHA-256 of a text, or of a value's canonical JSON."""
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def to_json(value: Any) -> Any:
+    """Turn a frozen value into plain JSON types."""
+    return asdict(value)
+
+
+def from_json(kind: type, data: dict[str, Any]) -> Any:
+    """Rebuild a flat frozen value; unknown fields are ignored so that old readers read new records."""
+    known = {f.name for f in fields(kind)}
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k in known})
