@@ -1,0 +1,83 @@
+"""Data sheets of GPUs: one file per card, and the directory listing is the registry.
+
+Limits that all cards share stand here, the rest in each card's own file, every figure with its source. "The
+guide" is the CUDA C++ Programming Guide, table "Technical Specifications per Compute Capability".
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from dataclasses import dataclass, field
+
+#: The guide: the same for every compute capability from 8.0 to 12.x.
+WARP_THREADS = 32
+MAX_THREADS_PER_PROGRAM = 1024
+MAX_REGISTERS_PER_THREAD = 255
+#: What CUDA keeps of each program's shared memory (the tuning guides for Ampere, Ada, Hopper and Blackwell).
+RESERVED_SHARED_BYTES = 1024
+
+KIB = 2**10
+MIB = 2**20
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Card:
+    """One GPU's data sheet.
+
+    `driver_names` holds the exact names the driver reports; `shared_bytes_per_program` is the opt-in limit.
+    A GB/s is 1e9 bytes a second; `l2_gb_per_s` is None unless a published figure covers reads and writes
+    together. `peak_tflops` maps an arithmetic (`fp32` on CUDA cores; `tf32`, `fp16`, `bf16` on tensor cores)
+    to 1e12 operations a second, dense, accumulated in fp32.
+    """
+
+    name: str
+    title: str
+    architecture: str
+    driver_names: tuple[str, ...]
+    compute_capability: tuple[int, int]
+    sms: int
+    max_warps_per_sm: int
+    max_programs_per_sm: int
+    registers_per_sm: int
+    shared_bytes_per_sm: int
+    shared_bytes_per_program: int
+    l2_bytes: int
+    memory_bytes: int
+    dram_gb_per_s: float
+    l2_gb_per_s: float | None
+    peak_tflops: dict[str, float] = field(hash=False)
+
+    @property
+    def max_threads_per_sm(self) -> int:
+        """Threads an SM holds at once."""
+        return self.max_warps_per_sm * WARP_THREADS
+
+
+def card_names() -> tuple[str, ...]:
+    """List the cards, sorted: the files of this folder."""
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+
+
+def load_card(name: str) -> Card:
+    """Import one card. Raises ValueError, with the nearest names, when there is none of that name."""
+    names = card_names()
+    if name not in names:
+        near = difflib.get_close_matches(name.lower(), names) or names
+        raise ValueError(f"unknown card {name!r}: did you mean {' or '.join(near)}?")
+    card: Card = importlib.import_module(f"{__name__}.{name}").CARD
+    return card
+
+
+def card_for_device(driver_name: str, sms: int) -> Card | None:
+    """Find the card of a device by the driver's exact name and its SM count.
+
+    Part of a name is not enough (a laptop 4090 has 76 SMs), and neither is the whole name without the count
+    (a partition has only some of the SMs).
+    """
+    for card in map(load_card, card_names()):
+        if driver_name in card.driver_names and sms == card.sms:
+            return card
+    return None

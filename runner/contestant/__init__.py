@@ -1,0 +1,1 @@
+"""The contestant's side of the boundary; imports nothing of the judge."""

@@ -1,0 +1,405 @@
+"""The contestant's main loop: build what the job says, then answer calls.
+
+Everything here runs beside foreign code and may be changed by it; the judge believes none of it.
+Built-in operations that the timed path needs are bound before the foreign code is imported.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import mmap
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+import types
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from runner import channel
+from runner.channel import Call, Fault, Frame, Kind, Page
+from runner.contestant import sandbox, witness
+from runner.contestant.memory import DeviceMemory, HostMemory
+from runner.contestant.zygote import die_with_parent
+
+TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class Refused(Exception):
+    """The solution cannot go on; the fault and the text go up as an ERROR frame."""
+
+    def __init__(self, fault: Fault, text: str) -> None:
+        super().__init__(text)
+        self.fault = fault
+
+
+@dataclass
+class Seat:
+    """One callable with a host thread of its own: cuDNN keeps its plans per thread."""
+
+    forward: Callable[..., Any]
+    configure: Callable[[], None]
+    wake: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    held: list[torch.Tensor] = field(default_factory=list)
+
+
+class Contestant:
+    """One cell at a time: build, load, then serve calls until LEAVE."""
+
+    def __init__(self, sock: socket.socket, page: Page, scratch: Path, device: torch.device) -> None:
+        self.sock, self.page, self.scratch, self.device = sock, page, scratch, device
+        self.memory: HostMemory | DeviceMemory
+        self.memory = DeviceMemory(sock, device) if device.type == "cuda" else HostMemory(sock)
+        self.modules: dict[str, types.ModuleType] = {}
+        self.blocks: list[torch.Tensor] = []
+        self.slots: list[list[Any]] = []
+        self.seats: list[Seat] = []
+        self.returning = threading.Event()
+        self.failure: BaseException | None = None
+
+    def loop(self) -> None:
+        """Serve frames from the judge until QUIT."""
+        job: dict[str, Any] = {}
+        while True:
+            frame, fds = channel.receive(self.sock)
+            if frame.kind == Kind.BUILD:
+                self.release()
+                job = _read_job(fds[0])
+                self.model = self.build(job)
+                self.allocate(job)
+            elif frame.kind == Kind.ECHO:
+                word = int(self.blocks[frame.args[0]][:8].view(torch.int64)[0])
+                channel.send(self.sock, Frame(Kind.NONCE, args=(frame.args[0], word)))
+            elif frame.kind == Kind.RELEASE:
+                self.release()
+            elif frame.kind == Kind.LOAD:
+                prepare_ns = self.load(job)
+                channel.send(self.sock, Frame(Kind.READY, args=(prepare_ns,)))
+                self.take_seats()
+            else:
+                return
+
+    def release(self) -> None:
+        """Drop the last cell: model, outputs, buffers."""
+        self.model = None
+        self.seats.clear()
+        self.slots.clear()
+        self.blocks.clear()
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.memory.free()
+
+    def build(self, job: dict[str, Any]) -> nn.Module:
+        """Execute the source (once per process) and construct the model in the cell's arithmetic."""
+        set_arithmetic(job["dtype"], job["math"])
+        try:
+            module = self.modules.get(job["digest"])
+            if module is None:
+                module = self.modules[job["digest"]] = _execute(job["source"], job["name"], self.scratch)
+            entry = getattr(module, job["entry"], None)
+            if entry is None:
+                raise Refused(Fault.BUILD, f"the source defines no {job['entry']}")
+            model = entry(*_decode(job["init"]))
+            if not isinstance(model, nn.Module):
+                raise Refused(Fault.BUILD, f"{job['entry']} is not a torch.nn.Module")
+            return model.to(self.device, TORCH_DTYPES[job["dtype"]]).eval()
+        except Refused:
+            raise
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            raise Refused(Fault.OOM, _story(error)) from error
+        except BaseException as error:
+            raise Refused(Fault.BUILD, _story(error)) from error
+
+    def allocate(self, job: dict[str, Any]) -> None:
+        """Allocate parameters (block 0), input slots (block 1) and, on the host, the output arena."""
+        self.blocks = [self.memory.block(job["parameter_bytes"]), self.memory.block(job["slot_bytes"] * job["slots"])]
+        if isinstance(self.memory, HostMemory):
+            self.memory.arena(job["arena_bytes"])
+        for slot in range(job["slots"]):
+            start = slot * job["slot_bytes"]
+            self.slots.append([
+                item["value"] if "value" in item else _view(self.blocks[1], start + item["offset"], item)
+                for item in job["inputs"]
+            ])
+
+    def load(self, job: dict[str, Any]) -> int:
+        """Copy the judge's parameters into the model and let it prepare; returns ns, or -1."""
+        given = {p["name"]: _view(self.blocks[0], p["offset"], p) for p in job["parameters"]}
+        _load_parameters(self.model, given)
+        took_ns = -1
+        prepare = getattr(self.model, "prepare", None)
+        if job["prepare"] and callable(prepare):
+            start = time.perf_counter_ns()
+            try:
+                with torch.inference_mode():
+                    prepare()
+                self.synchronize()
+            except BaseException as error:
+                raise Refused(Fault.BUILD, _story(error)) from error
+            took_ns = time.perf_counter_ns() - start
+        self.seats = [self.seat(name, job) for name in job["policies"]] or [Seat(self.model, lambda: None)]
+        return took_ns
+
+    def seat(self, policy: str, job: dict[str, Any]) -> Seat:
+        """Make a baseline's seat: its own copy of the model under its own policy."""
+        module = import_module(f"runner.baselines.{policy}")
+        model = _execute(job["source"], f"reference_{policy}", self.scratch)
+        instance = getattr(model, job["entry"])(*_decode(job["init"])).to(self.device, TORCH_DTYPES[job["dtype"]])
+        instance.load_state_dict(self.model.state_dict())
+
+        def configure() -> None:
+            module.configure()
+            set_arithmetic(job["dtype"], job["math"])
+
+        return Seat(module.wrap(instance.eval()), configure)
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def take_seats(self) -> None:
+        """Serve calls, the first seat on this thread and each other one on its own, until LEAVE."""
+        gc.collect()
+        self.returning.clear()
+        threads = [
+            threading.Thread(target=self._seated, args=(index,), daemon=True) for index in range(1, len(self.seats))
+        ]
+        for thread in threads:
+            thread.start()
+        self.seats[0].wake.release()
+        self._seated(0)
+        for thread in threads:
+            thread.join()
+        if self.failure is not None:
+            raise self.failure
+
+    def _seated(self, index: int) -> None:
+        seat = self.seats[index]
+        with torch.inference_mode():
+            if self.device.type == "cuda":
+                torch.cuda.set_device(self.device)
+            while True:
+                seat.wake.acquire()
+                if self.returning.is_set():
+                    return
+                try:
+                    following = self.serve(seat)
+                except BaseException as error:  # noqa: BLE001 - carried to the main thread
+                    self.failure, following = error, None
+                if following is None:
+                    self.returning.set()
+                    for other in self.seats:
+                        other.wake.release()
+                    return
+                self.seats[following].wake.release()
+
+    def serve(self, seat: Seat) -> int | None:
+        """Answer calls on the page; returns the seat to go on with, or None at LEAVE."""
+        seat.configure()
+        page, words = self.page, self.page.words
+        await_go = _spin if self.device.type == "cuda" else self._block
+        answer = page.answer if self.device.type == "cuda" else self._answer
+        last = words[1]
+        while True:
+            seq = await_go(words, last)
+            kind, calls = words[3], words[2]
+            last = seq
+            if kind == Call.FORWARD:
+                claim_ns = self.forward(seat, calls)
+                answer(seq, claim_ns, len(seat.held) // calls)
+            elif kind == Call.NULL:
+                answer(seq, self.null(), 0)
+            elif kind == Call.WITNESS:
+                with witness.launches() as seen:
+                    claim_ns = self.forward(seat, calls)
+                for launch in seen:
+                    channel.send(self.sock, launch)
+                answer(seq, claim_ns, len(seat.held) // calls)
+            elif kind == Call.ECHO:
+                answer(seq, self.memory.peek(words[4], words[8]), 0)
+            elif kind == Call.SELECT:
+                following = words[4]
+                answer(seq, 0, 0)
+                return int(following)
+            else:
+                seat.held.clear()
+                answer(seq, 0, 0)
+                return None
+
+    def forward(self, seat: Seat, calls: int) -> int:
+        """Run `calls` calls on their slots, say where the outputs are; returns the claimed ns."""
+        held = seat.held
+        held.clear()
+        timer = _Timer(self.device)
+        try:
+            for slot in self.slots[:calls]:
+                _collect(seat.forward(*slot), held)
+            claim_ns = timer.stop()
+        except Refused:
+            raise
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            raise Refused(Fault.OOM, _story(error)) from error
+        except BaseException as error:
+            compile_time = type(error).__name__ in ("CompilationError", "CompileTimeAssertionFailure")
+            raise Refused(Fault.BUILD if compile_time else Fault.CALL, _story(error)) from error
+        described, copied = self.memory.locate(held)
+        if len(described) > channel.MAX_OUTPUTS or any(len(o.shape) > channel.MAX_DIMS for o in described):
+            raise Refused(Fault.OUTPUT, "more outputs or dimensions than a call can have")
+        for index, out in enumerate(described):
+            self.page.write_output(index, out)
+        self.page.words[7] = copied
+        return claim_ns
+
+    def null(self) -> int:
+        """Launch nothing worth naming: what a call costs before it does anything."""
+        timer = _Timer(self.device)
+        if self.device.type == "cuda":
+            torch.cuda._sleep(1)  # type: ignore[no-untyped-call] # noqa: SLF001 - the smallest launch there is
+        return timer.stop()
+
+    def _block(self, _words: memoryview, _last: int) -> int:
+        frame, _ = channel.receive(self.sock)
+        return frame.seq
+
+    def _answer(self, seq: int, claim_ns: int, outputs_per_call: int) -> None:
+        self.page.answer(seq, claim_ns, outputs_per_call)
+        channel.send(self.sock, Frame(Kind.DONE, seq=seq))
+
+
+class _Timer:
+    """The contestant's own clock, a claim: CUDA events on a GPU, the host's clock elsewhere."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        if device.type == "cuda":
+            self.begin = torch.cuda.Event(enable_timing=True)
+            self.end = torch.cuda.Event(enable_timing=True)
+            self.begin.record()
+        else:
+            self.start_ns = time.perf_counter_ns()
+
+    def stop(self) -> int:
+        if self.device.type != "cuda":
+            return time.perf_counter_ns() - self.start_ns
+        self.end.record()
+        torch.cuda.synchronize(self.device)
+        return int(self.begin.elapsed_time(self.end) * 1e6)
+
+
+def _spin(words: memoryview, last: int) -> int:
+    while words[0] == last:
+        pass
+    return words[0]
+
+
+def _collect(result: object, held: list[torch.Tensor]) -> None:
+    if isinstance(result, torch.Tensor):
+        held.append(result)
+    elif isinstance(result, (tuple, list)) and all(isinstance(r, torch.Tensor) for r in result):
+        held.extend(result)
+    else:
+        raise Refused(Fault.OUTPUT, f"forward returned {type(result).__name__}, not a tensor or several")
+
+
+def set_arithmetic(dtype: str, math: str) -> None:
+    """Set PyTorch's switches for a cell, by the legacy setters: reading either API then works."""
+    allowed = dtype != "fp32" or math == "tf32"
+    torch.backends.cudnn.allow_tf32 = allowed
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
+def _execute(source: str, name: str, scratch: Path) -> types.ModuleType:
+    # A file, because Triton reads a kernel's source through `inspect`.
+    path = scratch / f"{name}.py"
+    path.write_text(source)
+    module = types.ModuleType(name)
+    module.__file__ = str(path)
+    sys.modules[name] = module
+    exec(compile(source, str(path), "exec"), module.__dict__)  # noqa: S102 - the purpose of this process
+    return module
+
+
+def _load_parameters(model: nn.Module, given: dict[str, torch.Tensor]) -> None:
+    """Fill the state by name, else by order where the shapes agree one to one."""
+    own = model.state_dict()
+    if own.keys() == given.keys():
+        pairs = {name: given[name] for name in own}
+    else:
+        pairs = dict(zip(own, given.values(), strict=False))
+    if len(own) != len(given) or any(own[n].shape != t.shape for n, t in pairs.items()):
+        raise Refused(
+            Fault.BUILD,
+            f"parameters do not match: expected {_listed(given)}; ModelNew has {_listed(own)}",
+        )
+    with torch.no_grad():
+        for name, tensor in pairs.items():
+            own[name].copy_(tensor)
+
+
+def _listed(state: dict[str, torch.Tensor]) -> str:
+    return ", ".join(f"{name} {list(t.shape)}" for name, t in state.items()) or "none"
+
+
+def _view(block: torch.Tensor, start: int, item: dict[str, Any]) -> torch.Tensor:
+    dtype = getattr(torch, item["dtype"])
+    size = dtype.itemsize
+    for n in item["shape"]:
+        size *= n
+    return block[start : start + size].view(dtype).view(item["shape"])
+
+
+def _decode(value: Any) -> Any:
+    """Undo the job's JSON: `{"tuple": [...]}` is a tuple."""
+    if isinstance(value, list):
+        return [_decode(v) for v in value]
+    if isinstance(value, dict):
+        return tuple(_decode(v) for v in value["tuple"])
+    return value
+
+
+def _read_job(fd: int) -> dict[str, Any]:
+    with mmap.mmap(fd, 0, prot=mmap.PROT_READ) as mapped:
+        job: dict[str, Any] = json.loads(bytes(mapped))
+    os.close(fd)
+    return job
+
+
+def _story(error: BaseException) -> str:
+    """Tell an error in one line, with the line of the foreign file that raised it."""
+    place = ""
+    for entry in traceback.extract_tb(error.__traceback__):
+        if entry.filename.endswith(".py") and "/site-packages/" not in entry.filename and entry.line:
+            place = f" (line {entry.lineno}: {entry.line.strip()})"
+    if isinstance(error, SyntaxError):
+        place = f" (line {error.lineno})"
+    text = str(error).strip() or "no message"
+    return f"{type(error).__name__}: {text}{place}"
+
+
+def main(sock: socket.socket, page_fd: int, scratch: Path, device_name: str) -> None:
+    """Enter the sandbox, say which level was reached, then serve."""
+    page = Page(page_fd)
+    isolation = sandbox.enter(scratch, device=device_name.partition(":")[0])
+    sandbox.close_descriptors({0, 1, 2, sock.fileno()})
+    die_with_parent()
+    torch.set_num_threads(1)
+    channel.send(sock, Frame(Kind.HELLO, text=json.dumps([isolation.level, isolation.layers, isolation.missing])))
+    device = torch.device(device_name)
+    contestant = Contestant(sock, page, scratch, device)
+    try:
+        contestant.loop()
+    except EOFError:
+        return
+    except Refused as refused:
+        channel.send(sock, Frame(Kind.ERROR, code=refused.fault, text=str(refused)))

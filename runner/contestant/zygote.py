@@ -1,0 +1,212 @@
+"""Fork contestants from a process that has torch and triton imported and CUDA untouched.
+
+Started as `python -m runner.contestant.zygote CONTROL_FD DEVICE`. A fork costs milliseconds where a
+fresh interpreter with torch costs seconds. The zygote runs no tensor operation (a child forked
+after one hangs in OpenMP) and no foreign code; it drains its children's output, kills and reaps.
+
+Control messages are JSON datagrams between trusted processes:
+`{"fork": ID, "scratch": PATH}` with the channel and the page beside it, `{"kill": ID}`;
+answers `{"forked": ID, "pid": PID}`, `{"exited": ID, "status": WAIT_STATUS, "log": TAIL}`.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import ctypes
+import gc
+import importlib
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+MESSAGE_BYTES = 64 * 1024
+_LOG_TAIL_BYTES = 4096
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def die_with_parent() -> None:
+    """Ask the kernel for SIGKILL when the parent goes, so that a killed run leaves nothing behind."""
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent or parent == 1:
+        os._exit(1)
+
+
+@dataclass
+class _Child:
+    identity: int
+    pid: int
+    log: int
+    tail: bytes = b""
+
+
+class Zygote:
+    """The loop: fork on request, drain logs, reap."""
+
+    def __init__(self, control: socket.socket, device: str) -> None:
+        self.control = control
+        self.device = device
+        self.children: dict[int, _Child] = {}
+        self.selector = selectors.DefaultSelector()
+        self.selector.register(control, selectors.EVENT_READ)
+        wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self.wake = wake_read
+        self.selector.register(wake_read, selectors.EVENT_READ)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+
+    def serve(self) -> None:
+        """Serve until the judge closes the control socket."""
+        while True:
+            for key, _ in self.selector.select():
+                if key.fileobj is self.control:
+                    if not self._request():
+                        return
+                elif key.fd == self.wake:
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(self.wake, 4096)
+                    self._reap()
+                else:
+                    self._drain(self.children[key.data])
+
+    def _request(self) -> bool:
+        data, ancillary, _, _ = self.control.recvmsg(MESSAGE_BYTES, socket.CMSG_SPACE(4 * 4))
+        if not data:
+            return False
+        fds = array.array("i")
+        for _, _, raw in ancillary:
+            fds.frombytes(raw)
+        message = json.loads(data)
+        if "fork" in message:
+            self._fork(message["fork"], Path(message["scratch"]), list(fds))
+        else:
+            self._kill(message["kill"])
+        return True
+
+    def _fork(self, identity: int, scratch: Path, fds: list[int]) -> None:
+        log_read, log_write = os.pipe2(os.O_CLOEXEC)
+        pid = os.fork()
+        if pid == 0:
+            _become_contestant(self.device, scratch, fds, log_write)
+        for fd in (*fds, log_write):
+            os.close(fd)
+        os.set_blocking(log_read, False)
+        self.children[pid] = _Child(identity, pid, log_read)
+        self.selector.register(log_read, selectors.EVENT_READ, pid)
+        self._tell({"forked": identity, "pid": pid})
+
+    def _drain(self, child: _Child) -> None:
+        try:
+            data = os.read(child.log, 65536)
+        except BlockingIOError:
+            return
+        if data:
+            child.tail = (child.tail + data)[-_LOG_TAIL_BYTES:]
+        else:
+            self.selector.unregister(child.log)
+
+    def _kill(self, identity: int) -> None:
+        for child in self.children.values():
+            if child.identity == identity:
+                _kill_session(child.pid)
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            child = self.children.pop(pid, None)
+            if child is None:
+                continue  # an orphan of a contestant that came to us as its subreaper
+            _kill_session(pid)
+            _kill_orphans(keep=set(self.children))
+            with contextlib.suppress(KeyError):
+                self._drain(child)
+                self.selector.unregister(child.log)
+            os.close(child.log)
+            text = child.tail.decode("utf-8", "replace")
+            self._tell({"exited": child.identity, "status": status, "log": text})
+
+    def _tell(self, message: dict[str, object]) -> None:
+        self.control.send(json.dumps(message).encode())
+
+
+def _kill_session(leader: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(leader, signal.SIGKILL)
+
+
+def _kill_orphans(keep: set[int]) -> None:
+    """Kill what a contestant left behind: its orphans are our children now (subreaper)."""
+    own = Path("/proc/self/task")
+    for task in own.iterdir():
+        for word in (task / "children").read_text().split():
+            if int(word) not in keep:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(word), signal.SIGKILL)
+
+
+def _become_contestant(device: str, scratch: Path, fds: list[int], log: int) -> None:
+    """Turn the fresh fork into a contestant; never returns."""
+    code = 1
+    try:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.setsid()
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        with open(os.devnull) as null:  # noqa: PTH123 - a raw descriptor is all that is wanted
+            os.dup2(null.fileno(), 0)
+        with contextlib.suppress(OSError):
+            Path("/proc/self/oom_score_adj").write_text("1000")
+        from runner.contestant import shim  # noqa: PLC0415 - already imported; a name for the child
+
+        shim.main(socket.socket(fileno=fds[0]), fds[1], scratch, device)
+        code = 0
+    except BaseException:  # noqa: BLE001 - nothing may return into the zygote's loop
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def _preload(device: str) -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    if device == "cpu":
+        os.environ["TRITON_INTERPRET"] = "1"
+    importlib.import_module("torch")
+    importlib.import_module("triton")
+    importlib.import_module("runner.contestant.shim")
+    for file in sorted((Path(__file__).parent.parent / "baselines").glob("[a-z]*.py")):
+        importlib.import_module(f"runner.baselines.{file.stem}")
+    if device != "cpu":
+        # Hashes all of Triton's sources, 0.3 s that every first compile would pay again.
+        importlib.import_module("triton.runtime.cache").triton_key()
+
+
+def main() -> None:
+    """Preload, then serve the descriptor named on the command line."""
+    control = socket.socket(fileno=int(sys.argv[1]))
+    device = sys.argv[2]
+    die_with_parent()
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    _preload(device)
+    gc.collect()
+    gc.freeze()
+    Zygote(control, device).serve()
+
+
+if __name__ == "__main__":
+    main()

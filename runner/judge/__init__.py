@@ -1,0 +1,1 @@
+"""The trusted side: seeds, inputs, oracle, comparison and the clock that decides."""

@@ -1,0 +1,362 @@
+"""The judge's handle on contestants: fork, map, ring, wait with a deadline, kill.
+
+Whatever a contestant does wrong becomes a `Foul`: a status, the stage it happened in and a reason.
+After a foul the contestant is killed and never used again.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import json
+import os
+import secrets
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runner import channel, cuda_ipc
+from runner.channel import BadFrame, Call, Fault, Frame, Kind, Output, Page
+from runner.contestant.zygote import MESSAGE_BYTES
+from runner.schema import Status
+
+_POLL_S = 0.02
+_MAX_FRAMES = 512  # of one wait; an honest contestant sends tens
+_FAULTS = {Fault.BUILD: Status.BUILD, Fault.CALL: Status.CRASH, Fault.OUTPUT: Status.WRONG, Fault.OOM: Status.OOM}
+
+
+class Foul(Exception):
+    """A contestant has no answer; carries the status that the cell gets."""
+
+    def __init__(self, status: Status, stage: str, reason: str, detail: str = "") -> None:
+        super().__init__(reason)
+        self.status, self.stage, self.reason, self.detail = status, stage, reason, detail
+
+
+class Zygotes:
+    """The fork server of one device, started on first use and again if it dies."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        self._exits: dict[int, tuple[int, str]] = {}
+        self._forks: dict[int, int] = {}
+        self._next = 0
+
+    def _start(self) -> socket.socket:
+        if self._process is not None and self._process.poll() is None and self._control is not None:
+            return self._control
+        ours, theirs = channel.pair()
+        command = [sys.executable, "-m", "runner.contestant.zygote", str(theirs.fileno()), self.device]
+        self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        theirs.close()
+        self._control = ours
+        return ours
+
+    def fork(self, scratch: Path, fds: tuple[int, int], deadline_s: float) -> tuple[int, int]:
+        """Fork a contestant; returns its identity and its pid."""
+        control = self._start()
+        identity = self._next
+        self._next += 1
+        message = json.dumps({"fork": identity, "scratch": str(scratch)}).encode()
+        control.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
+        end = time.monotonic() + deadline_s
+        while identity not in self._forks:
+            self._listen(end)
+        return identity, self._forks.pop(identity)
+
+    def kill(self, identity: int) -> None:
+        """Kill a contestant with its session."""
+        if self._control is not None and identity not in self._exits:
+            with contextlib.suppress(OSError):
+                self._control.send(json.dumps({"kill": identity}).encode())
+
+    def exit_of(self, identity: int, deadline_s: float = 10.0) -> tuple[int, str]:
+        """Return a dead contestant's wait status and the end of its output."""
+        end = time.monotonic() + deadline_s
+        while identity not in self._exits:
+            self._listen(end)
+        return self._exits[identity]
+
+    def _listen(self, end: float) -> None:
+        assert self._control is not None  # noqa: S101 - only called after _start
+        left = end - time.monotonic()
+        if left <= 0 or not select.select([self._control], [], [], left)[0]:
+            raise RuntimeError("the fork server does not answer")
+        data = self._control.recv(MESSAGE_BYTES)
+        if not data:
+            raise RuntimeError("the fork server has died")
+        message = json.loads(data)
+        if "forked" in message:
+            self._forks[message["forked"]] = message["pid"]
+        else:
+            self._exits[message["exited"]] = (message["status"], message["log"])
+
+    def close(self) -> None:
+        """Let the server and all its children go."""
+        if self._control is not None:
+            self._control.close()
+        if self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(5)
+            self._process.kill()
+            self._process.wait()
+
+
+class Contestant:
+    """One contestant process, seen from the judge."""
+
+    def __init__(self, zygotes: Zygotes, memory_bytes: int) -> None:
+        self.zygotes = zygotes
+        self.cuda = zygotes.device != "cpu"
+        self.memory_bytes = memory_bytes
+        self.scratch = Path(tempfile.mkdtemp(prefix="kernelwave-"))
+        ours, theirs = channel.pair()
+        page_fd = channel.sealed_memory("page", channel.PAGE_BYTES)
+        try:
+            self.identity, self.pid = zygotes.fork(self.scratch, (theirs.fileno(), page_fd), 120.0)
+        finally:
+            theirs.close()
+        self.page = Page(page_fd)
+        os.close(page_fd)
+        self.sock = ours
+        self.blocks: list[torch.Tensor] = []
+        self.launches: list[Frame] = []
+        self._mapped: list[int] = []
+        self._seq = 0
+        hello = self._expect(Kind.HELLO, "start", 30.0)
+        level, layers, missing = json.loads(hello.text)
+        self.isolation = {"level": level, "layers": layers, "missing": missing}
+
+    # -- the slow path: frames ---------------------------------------------------------------
+
+    def build(self, job: dict[str, Any], blocks: int, deadline_s: float) -> None:
+        """Send a job; map and prove the `blocks` buffers that it makes the contestant announce."""
+        self.unmap()
+        fd = channel.sealed_text(json.dumps(job))
+        self._send(Frame(Kind.BUILD), (fd,))
+        os.close(fd)
+        sizes = [job["parameter_bytes"], job["slot_bytes"] * job["slots"], job.get("arena_bytes", 0)]
+        for index in range(blocks):
+            self._expect(Kind.BUFFER, "build", deadline_s)
+            if len(self.blocks[index]) < sizes[index]:
+                raise Foul(Status.VIOLATION, "build", f"buffer {index} is shorter than the job says")
+            word = secrets.randbits(62)
+            self.blocks[index][:8].view(torch.int64).fill_(word)
+            self._synchronize()
+            self._send(Frame(Kind.ECHO, args=(index,)))
+            if self._expect(Kind.NONCE, "build", deadline_s).args[:2] != (index, word):
+                raise Foul(Status.VIOLATION, "build", f"buffer {index} is not the contestant's own memory")
+
+    def load(self, deadline_s: float) -> float | None:
+        """Have parameters copied in and `prepare` run; returns its time in us, if there is one."""
+        self._send(Frame(Kind.LOAD))
+        took_ns = self._expect(Kind.READY, "prepare", deadline_s).args[0]
+        return None if took_ns < 0 else took_ns / 1e3
+
+    def leave(self, deadline_s: float = 60.0) -> None:
+        """Have the contestant stop serving calls and drop the cell; forget its buffers."""
+        self.ring(Call.LEAVE)
+        self.wait("leave", deadline_s)
+        self.unmap()
+        self._send(Frame(Kind.RELEASE))
+
+    # -- the fast path: the page -------------------------------------------------------------
+
+    def ring(self, kind: Call, calls: int = 1, seat: int = 0, offset_bytes: int = 0) -> None:
+        """Ring GO."""
+        self._seq += 1
+        self.page.ask(self._seq, kind, calls, seat, offset_bytes)
+        if not self.cuda:
+            self._send(Frame(Kind.GO, seq=self._seq))
+
+    def wait(self, stage: str, deadline_s: float) -> int:
+        """Wait for DONE; returns the claimed ns. Raises Foul at death, faults and the deadline."""
+        if self.cuda:
+            self._spin(stage, deadline_s)
+        else:
+            self._expect(Kind.DONE, stage, deadline_s)
+        if self.page.words[1] != self._seq:
+            raise Foul(Status.MISSING, stage, "an answer to a call that was not asked")
+        return int(self.page.words[5])
+
+    def _spin(self, stage: str, deadline_s: float) -> None:
+        words, seq = self.page.words, self._seq
+        end = time.monotonic() + deadline_s
+        polls = 0
+        while words[1] != seq:
+            polls += 1
+            if polls & 0x3FF == 0:
+                self._take_frames(stage)
+                if time.monotonic() > end:
+                    raise self._foul(Status.TIMEOUT, stage, f"no answer within {deadline_s:g} s")
+
+    def raw_outputs(self, calls: int) -> bytes:
+        """One copy of the last call's output descriptors, as bytes."""
+        per_call = self.page.words[6]
+        if not 0 < per_call * calls <= channel.MAX_OUTPUTS:
+            raise Foul(Status.WRONG, "call", "no output")
+        return self.page.descriptors(per_call * calls)
+
+    @staticmethod
+    def outputs(raw: bytes) -> list[Output]:
+        """Descriptors, validated as far as numbers go."""
+        try:
+            return channel.parse_outputs(raw)
+        except BadFrame as error:
+            raise Foul(Status.MISSING, "call", str(error)) from error
+
+    @property
+    def copied_outputs(self) -> int:
+        """How many outputs the contestant says it had to copy to make them readable."""
+        return int(self.page.words[7])
+
+    def prove(self, out: Output, deadline_s: float) -> None:
+        """Have the word at an output's place read back: the mapping is the contestant's own memory."""
+        at = -(-out.offset_bytes // 8) * 8
+        block = self.blocks[out.block]
+        if at + 8 > len(block):
+            return
+        word = secrets.randbits(62)
+        block[at : at + 8].view(torch.int64).fill_(word)
+        self._synchronize()
+        self.ring(Call.ECHO, seat=out.block, offset_bytes=at)
+        if self.wait("echo", deadline_s) != word:
+            raise Foul(Status.VIOLATION, "echo", "an output that is not in the contestant's own memory")
+
+    def view(self, out: Output) -> torch.Tensor:
+        """View an output in its mapped buffer, or raise Foul if it does not lie there."""
+        if out.block >= len(self.blocks):
+            self._take_frames("call")
+        dtype = getattr(torch, out.dtype)
+        size = out.extent() * dtype.itemsize
+        if not 0 <= out.block < len(self.blocks):
+            raise Foul(Status.WRONG, "call", "an output that is not on the cell's device")
+        block = self.blocks[out.block]
+        if out.offset_bytes % dtype.itemsize or out.offset_bytes + size > len(block):
+            raise Foul(Status.VIOLATION, "call", "an output that reaches beyond its buffer")
+        flat = block[out.offset_bytes : out.offset_bytes + size].view(dtype)
+        return flat.as_strided(out.shape, out.strides)
+
+    # -- waiting -----------------------------------------------------------------------------
+
+    def _expect(self, kind: Kind, stage: str, deadline_s: float) -> Frame:
+        end = time.monotonic() + deadline_s
+        for frame in self._frames(stage, end):
+            if frame.kind == kind:
+                return frame
+        raise self._foul(Status.TIMEOUT, stage, f"no answer within {deadline_s:g} s")
+
+    def _take_frames(self, stage: str) -> None:
+        """Handle what has arrived, without waiting."""
+        for frame in self._frames(stage, 0.0):
+            if frame.kind not in (Kind.BUFFER, Kind.LAUNCH):
+                raise self._foul(Status.MISSING, stage, f"an unexpected {frame.kind.name} frame")
+
+    def _frames(self, stage: str, end: float) -> Iterator[Frame]:
+        seen = 0
+        poll = select.poll()
+        poll.register(self.sock, select.POLLIN)
+        while True:
+            left = end - time.monotonic()
+            if not poll.poll(max(0.0, min(left, _POLL_S)) * 1e3):
+                self._watch_memory(stage)
+                if left <= 0:
+                    return
+                continue
+            seen += 1
+            if seen > _MAX_FRAMES:
+                raise self._foul(Status.MISSING, stage, "a flood of frames")
+            yield self._receive(stage)
+
+    def _receive(self, stage: str) -> Frame:
+        try:
+            frame, fds = channel.receive(self.sock)
+        except EOFError:
+            raise self._death(stage) from None
+        except (BadFrame, OSError) as error:
+            raise self._foul(Status.MISSING, stage, f"malformed frame: {error}") from error
+        try:
+            if frame.kind == Kind.BUFFER:
+                self._map(frame, fds)
+            elif frame.kind == Kind.LAUNCH:
+                self.launches.append(frame)
+            elif frame.kind == Kind.ERROR:
+                status = _FAULTS.get(Fault(frame.code)) if frame.code in Fault else None
+                raise self._foul(status or Status.MISSING, stage, frame.text)
+        except (BadFrame, cuda_ipc.CudaError) as error:
+            raise self._foul(Status.VIOLATION, stage, str(error)) from error
+        finally:
+            for fd in fds:
+                os.close(fd)
+        return frame
+
+    def _map(self, frame: Frame, fds: list[int]) -> None:
+        index, size = frame.args[:2]
+        if index != len(self.blocks) or not 0 < size < 2**40:
+            raise BadFrame("a buffer out of order")
+        if self.cuda:
+            address, real = cuda_ipc.map_handle(frame.payload)
+            self._mapped.append(address)
+            self.blocks.append(torch.as_tensor(cuda_ipc.DeviceBytes(address, real), device=self.zygotes.device))
+            return
+        if not fds:
+            raise BadFrame("a buffer without memory")
+        self.blocks.append(torch.frombuffer(channel.map_foreign(fds[0], size), dtype=torch.uint8))
+
+    def unmap(self) -> None:
+        """Drop all mappings of the contestant's memory."""
+        self.blocks.clear()
+        self.launches.clear()
+        for address in self._mapped:
+            with contextlib.suppress(cuda_ipc.CudaError):
+                cuda_ipc.unmap(address)
+        self._mapped.clear()
+
+    def _send(self, frame: Frame, fds: tuple[int, ...] = ()) -> None:
+        try:
+            channel.send(self.sock, frame, fds)
+        except OSError:
+            raise self._death("send") from None
+
+    def _synchronize(self) -> None:
+        if self.cuda:
+            torch.cuda.synchronize()
+
+    def _watch_memory(self, stage: str) -> None:
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
+            if pages * os.sysconf("SC_PAGESIZE") > self.memory_bytes:
+                raise self._foul(Status.OOM, stage, f"host memory above {self.memory_bytes >> 20} MiB")
+
+    def _death(self, stage: str) -> Foul:
+        """Name the death of a contestant: an exit code never means anything good."""
+        status, log = self.zygotes.exit_of(self.identity)
+        if os.WIFSIGNALED(status):
+            name = signal.Signals(os.WTERMSIG(status)).name
+            return self._foul(Status.CRASH, stage, f"ended by {name}", log)
+        code = os.waitstatus_to_exitcode(status)
+        return self._foul(Status.MISSING, stage, f"ended without an answer (exit code {code})", log)
+
+    def _foul(self, status: Status, stage: str, reason: str, detail: str = "") -> Foul:
+        return Foul(status, stage, reason or "no reason given", detail[-2000:])
+
+    def close(self) -> None:
+        """Kill the process with all it has started, and remove its scratch folder."""
+        self.zygotes.kill(self.identity)
+        with contextlib.suppress(RuntimeError):
+            self.zygotes.exit_of(self.identity)
+        self.unmap()
+        self.sock.close()
+        shutil.rmtree(self.scratch, ignore_errors=True)

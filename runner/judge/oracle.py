@@ -1,0 +1,110 @@
+"""The truth about a cell: the reference in float64, and what its arithmetic class may lose.
+
+The class model is the reference in float64 on operands that the class may have lost: TF32 with
+truncated operands, fp32 with relative errors of 8e-6 (3xTF32 loses up to 4.4e-6 at long reductions),
+fp16 and bf16 with fp32 accumulation and one rounding of the result. It is the same on a CPU and on
+a GPU; a cuDNN that happens not to use TF32 does not make honest TF32 kernels wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+#: Relative operand errors that the classes with exact operands are granted.
+_FP32_OPERAND_ERROR = 8e-6
+_ACCUMULATION_ERROR = 2.0**-18
+
+
+class Oracle:
+    """Reference models of one cell. Parameters are given in the cell's dtype, on the judge's device."""
+
+    def __init__(
+        self, make: Callable[[], nn.Module], parameters: dict[str, torch.Tensor], dtype: torch.dtype, arithmetic: str
+    ) -> None:
+        self.dtype = dtype
+        self.arithmetic = arithmetic
+        self.parameters = parameters
+        self.reference = _loaded(make(), parameters, dtype)
+        self.exact = _loaded(make(), parameters, torch.float64)
+        self._perturbed = _loaded(make(), parameters, torch.float64)
+
+    def truth(self, inputs: Sequence[Any]) -> list[torch.Tensor]:
+        """The reference in float64 on the inputs as sent."""
+        return outputs_of(self.exact, [_wide(x) for x in inputs])
+
+    def observed(self, inputs: Sequence[Any]) -> list[torch.Tensor] | None:
+        """The reference in the cell's own dtype and arithmetic, or None where PyTorch cannot run it."""
+        allowed = self.arithmetic != "fp32"
+        torch.backends.cudnn.allow_tf32 = allowed
+        torch.backends.cuda.matmul.allow_tf32 = allowed
+        try:
+            return outputs_of(self.reference, inputs)
+        except (RuntimeError, NotImplementedError):
+            return None  # a dtype that the device's library has no kernel for
+
+    def perturb(self, generator: torch.Generator, draw: int) -> None:
+        """Choose the parameters' errors for the class model's draw number `draw`."""
+        own = self._perturbed.state_dict()
+        for name, value in self.parameters.items():
+            if value.is_floating_point():
+                own[name].copy_(self.operand(value, generator, draw))
+
+    def class_model(self, inputs: Sequence[Any], generator: torch.Generator, draw: int) -> list[torch.Tensor]:
+        """What an honest implementation of the class may answer; call `perturb` first."""
+        operands = [
+            self.operand(x, generator, draw) if isinstance(x, torch.Tensor) and x.is_floating_point() else x
+            for x in inputs
+        ]
+        return [y.to(self.dtype).double() for y in outputs_of(self._perturbed, operands)]
+
+    def operand(self, value: torch.Tensor, generator: torch.Generator, draw: int) -> torch.Tensor:
+        """Lose what the class may lose of an operand; draw 0 of TF32 is plain truncation."""
+        if self.arithmetic == "tf32":
+            bits = value.contiguous().view(torch.int32)
+            if draw:
+                bits = bits + torch.randint(0x2000, bits.shape, generator=generator, device=bits.device, dtype=torch.int32)
+            return (bits & ~0x1FFF).view(torch.float32).double()
+        error = _FP32_OPERAND_ERROR if self.arithmetic == "fp32" else _ACCUMULATION_ERROR
+        noise = torch.rand(value.shape, generator=generator, device=value.device, dtype=torch.float32)
+        return value.double() * (1.0 + error * (2.0 * noise.double() - 1.0))
+
+    def reached(self, inputs: Sequence[Any]) -> list[torch.Tensor]:
+        """Which outputs depend on the inputs at all: the others are structurally constant.
+
+        With every parameter 1, an output that inputs of 1 and inputs of 0 leave the same is reached
+        by no tap. Exact for linear operators; elsewhere it can only put more into the main population.
+        """
+        model = self._perturbed
+        kept = {name: value.clone() for name, value in model.state_dict().items()}
+        for value in model.state_dict().values():
+            value.fill_(1)
+        filled = [
+            [_wide(x).fill_(level) if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in inputs]
+            for level in (1.0, 0.0)
+        ]
+        masks = [a != b for a, b in zip(*(outputs_of(model, f) for f in filled), strict=True)]
+        model.load_state_dict(kept)
+        return masks
+
+
+def outputs_of(model: nn.Module, inputs: Sequence[Any]) -> list[torch.Tensor]:
+    """Call a model without gradients; its outputs as a list."""
+    with torch.inference_mode():
+        result = model(*inputs)
+    return [result] if isinstance(result, torch.Tensor) else list(result)
+
+
+def _wide(value: Any) -> Any:
+    wide = isinstance(value, torch.Tensor) and value.is_floating_point()
+    return value.double() if wide else value
+
+
+def _loaded(model: nn.Module, parameters: dict[str, torch.Tensor], dtype: torch.dtype) -> nn.Module:
+    device = next(iter(parameters.values())).device if parameters else None
+    model = model.to(device=device, dtype=dtype).eval()
+    model.load_state_dict({name: value.to(dtype) if value.is_floating_point() else value for name, value in parameters.items()})
+    return model

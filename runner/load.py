@@ -1,0 +1,270 @@
+"""Names and paths -> problems, solutions and shapes. Never imports torch: solutions stay text.
+
+A problem file is trusted. The command line needs its sweeps and formulas, not its model, so the
+file is executed with stand-ins for torch; the judge executes it with the real one.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib.abc
+import importlib.machinery
+import random
+import re
+import sys
+import types
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from runner.schema import Shape, digest
+
+ROOT = Path(__file__).resolve().parent.parent
+MAX_SOURCE_BYTES = 2**20
+
+
+class BadInput(Exception):
+    """What the user asked for cannot be; one line that names it and the remedy."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> BadInput:
+    """Say that a name is unknown, with the nearest ones, or all of them."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names) or 'none'}"
+    return BadInput(f"unknown {kind} '{name}': {hint}")
+
+
+def read_source(path: Path) -> str:
+    """Read a source file, or say in one line why it cannot be read."""
+    try:
+        if path.is_dir():
+            raise BadInput(f"'{path}' is a directory: name the .py file in it")
+        data = path.read_bytes()
+    except OSError as error:
+        raise BadInput(f"cannot read '{path}': {error.strerror}") from error
+    if len(data) > MAX_SOURCE_BYTES:
+        raise BadInput(f"'{path}' has {len(data)} bytes: a source may have {MAX_SOURCE_BYTES}")
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise BadInput(f"'{path}' is not UTF-8 (byte {error.start}): save it as UTF-8") from error
+    if "\0" in text:
+        raise BadInput(f"'{path}' holds NUL bytes: it is no Python source")
+    return text
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A candidate's text; nothing of it has been executed."""
+
+    name: str
+    path: Path
+    source: str
+
+    @property
+    def digest(self) -> str:
+        """Identity of the text."""
+        return digest(self.source)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A problem file; `Shape` and sweeps if it is ours, one shape if it is KernelBench's."""
+
+    name: str
+    path: Path
+    source: str
+
+    @property
+    def digest(self) -> str:
+        """Identity of the text."""
+        return digest(self.source)
+
+    @property
+    def foreign(self) -> bool:
+        """Whether the file has KernelBench's contract alone: one shape, its own inputs."""
+        names = {n.name for n in self._tree.body if isinstance(n, ast.ClassDef)}
+        return "Shape" not in names
+
+    @cached_property
+    def _tree(self) -> ast.Module:
+        try:
+            return ast.parse(self.source)
+        except SyntaxError as error:
+            raise BadInput(f"'{self.path}' line {error.lineno}: {error.msg}") from error
+
+    @cached_property
+    def outline(self) -> types.ModuleType:
+        """The file executed without torch: Shape, sweeps, formulas."""
+        if "torch" in sys.modules:
+            return self.module()
+        with _stand_ins():
+            return self.module()
+
+    def module(self) -> types.ModuleType:
+        """Execute the file and return it as a module."""
+        module = types.ModuleType(self.name)
+        module.__file__ = str(self.path)
+        try:
+            exec(compile(self.source, str(self.path), "exec"), module.__dict__)  # noqa: S102 - trusted by contract
+        except Exception as error:
+            raise BadInput(f"'{self.path}' does not run: {type(error).__name__}: {error}") from error
+        return module
+
+    def require_contract(self) -> None:
+        """Raise BadInput unless the three names of the contract are defined."""
+        names = {n.name for n in self._tree.body if isinstance(n, (ast.ClassDef, ast.FunctionDef))}
+        missing = [n for n in ("Model", "get_inputs", "get_init_inputs") if n not in names]
+        if missing:
+            raise BadInput(f"problem '{self.path}' does not define {', '.join(missing)}")
+
+    def sweeps(self, sms: int) -> dict[str, dict[str, Shape]]:
+        """All sweeps by name, `waves` for a GPU with `sms` SMs included."""
+        if self.foreign:
+            return {"kernelbench": {self.name: {}}}
+        found = {name: dict(rows) for name, rows in self.outline.SWEEPS.items()}
+        if hasattr(self.outline, "waves"):
+            found["waves"] = self.outline.waves(sms)
+        return {name: {label: _plain(row) for label, row in rows.items()} for name, rows in found.items()}
+
+    def hidden_shape(self, rng: random.Random) -> Shape | None:
+        """A shape that nobody could prepare for, or None where the problem has none."""
+        if self.foreign or not hasattr(self.outline, "random_shape"):
+            return None
+        return _plain(self.outline.random_shape(rng))
+
+    def shape(self, values: Shape) -> Any:
+        """The problem's own `Shape` with these fields, or None for a foreign file."""
+        return None if self.foreign else self.outline.Shape(**values)
+
+    def parse_shape(self, text: str) -> Shape:
+        """Read `k=v,...`, every other field at its default; `3x5` is a size per axis."""
+        if self.foreign:
+            raise BadInput(f"problem '{self.name}' has one shape only: leave --shapes out")
+        known = self.outline.Shape()._asdict()
+        values = dict(known)
+        for part in text.split(","):
+            key, _, value = part.partition("=")
+            if key not in known:
+                raise unknown("shape field", key, known)
+            values[key] = _parse_value(key, value, known[key])
+        return self.valid(values, text)
+
+    def valid(self, values: Shape, text: str) -> Shape:
+        """Check a shape by the problem's own rules, or raise BadInput."""
+        validate = getattr(self.outline, "validate", None)
+        complaint = validate(self.shape(values)) if validate else None
+        if complaint:
+            raise BadInput(f"shape '{text}': {complaint}")
+        return _plain(self.shape(values))
+
+
+def _parse_value(key: str, text: str, default: Any) -> Any:
+    if isinstance(default, bool):
+        if text.lower() in ("true", "1", "yes"):
+            return True
+        if text.lower() in ("false", "0", "no"):
+            return False
+        raise BadInput(f"shape field {key}='{text}': true or false")
+    if not re.fullmatch(r"-?\d+(x-?\d+)*", text):
+        raise BadInput(f"shape field {key}='{text}': a whole number, or one per axis as in 3x5")
+    sizes = tuple(int(part) for part in text.split("x"))
+    return sizes[0] if len(sizes) == 1 else sizes
+
+
+def _plain(row: Any) -> Shape:
+    shape: Shape = row._asdict()
+    return shape
+
+
+class _Anything(type):
+    """A class whose every attribute is itself, so that `class Model(torch.nn.Module)` works."""
+
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return cls
+
+
+class _StandIn(types.ModuleType):
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Anything("StandIn", (), {"__init__": lambda *_, **__: None})
+
+
+class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> Any:
+        del path, target
+        if fullname.partition(".")[0] == "torch":
+            return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
+        return None
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
+        return _StandIn(spec.name)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        del module
+
+
+@contextmanager
+def _stand_ins() -> Iterator[None]:
+    finder = _Finder()
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+        for name in [n for n, m in sys.modules.items() if isinstance(m, _StandIn)]:
+            del sys.modules[name]
+
+
+def problem_names(root: Path = ROOT) -> list[str]:
+    """The problems: the files of `problems/`."""
+    return sorted(p.stem for p in (root / "problems").glob("[a-z]*.py"))
+
+
+def solution_names(problem: str, root: Path = ROOT) -> list[str]:
+    """The solutions of a problem: the files of its folder."""
+    return sorted(p.stem for p in (root / "solutions" / problem).glob("[a-z]*.py"))
+
+
+def baseline_names() -> list[str]:
+    """The baselines: the files of `runner/baselines/`."""
+    return sorted(p.stem for p in (Path(__file__).parent / "baselines").glob("[a-z]*.py"))
+
+
+def find_problem(name: str, root: Path = ROOT) -> Problem:
+    """Find a problem by name, or by path if it looks like one."""
+    if _is_path(name):
+        path = Path(name)
+        problem = Problem(_safe(path.stem), path, read_source(path))
+    elif name in problem_names(root):
+        path = root / "problems" / f"{name}.py"
+        problem = Problem(name, path, read_source(path))
+    else:
+        raise unknown("problem", name, problem_names(root))
+    problem.require_contract()
+    return problem
+
+
+def find_solution(name: str, problem: str, root: Path = ROOT) -> Solution:
+    """Find a solution by name within a problem's folder, or by path if it looks like one."""
+    path = Path(name) if _is_path(name) else root / "solutions" / problem / f"{name}.py"
+    if not _is_path(name) and name not in solution_names(problem, root):
+        raise unknown("solution", name, solution_names(problem, root))
+    return Solution(_safe(path.stem), path, read_source(path))
+
+
+def _is_path(name: str) -> bool:
+    return "/" in name or name.endswith(".py")
+
+
+def _safe(stem: str) -> str:
+    """A name that can stand in a path of `results/`."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", stem).lstrip("_-") or "unnamed"

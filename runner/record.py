@@ -1,0 +1,438 @@
+"""Records <-> JSON lines: the only way into `results/` and out of it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import math
+import os
+import re
+from dataclasses import is_dataclass, replace
+from enum import StrEnum
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
+
+from runner.schema import PROTOCOL, SCHEMA, Cell, Record, Status, digest, to_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
+
+#: A line as written, its newline included.
+LINE_BYTES = 32 * 1024
+#: A line as read: room for other writers, none for a file that is one endless line.
+READ_LINE_BYTES = 1024 * 1024
+#: A writer holds the lock of a file for one fsync, so a longer wait is a fault.
+LOCK_TIMEOUT_S = 30.0
+
+SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
+
+
+class BadRecord(ValueError):  # noqa: N818 -- a value as often as an exception
+    """Why a line is not a record, or a record not a line."""
+
+
+class ResultsUnwritable(RuntimeError):  # noqa: N818 -- reads as what happened
+    """A record could not be kept; everything recorded earlier is intact."""
+
+
+class ResultsBusy(RuntimeError):  # noqa: N818 -- reads as what happened
+    """Another run holds the results folder."""
+
+
+def to_line(record: Record) -> str:
+    """Return the record as one canonical line of ASCII JSON, without its newline.
+
+    Times are rounded to 0.01 us. A record that would not fit in `LINE_BYTES` loses, in this order
+    and only as far as needed, the contestant's claims, the ends of its texts, and every second
+    round of all variants alike; a flag names each loss.
+
+    Raises `BadRecord` for what `from_line` would not accept.
+    """
+    line = _encode(record)
+    shrinks: Iterable[Callable[[Record], Record]] = (_drop_claims, _cut_texts, *[_halve_rounds] * 16)
+    for shrink in shrinks:
+        if len(line) < LINE_BYTES:
+            return line
+        record = shrink(record)
+        line = _encode(record)
+    raise BadRecord(f"{len(line)} bytes and nothing left to thin out")
+
+
+def from_line(text: str) -> Record:
+    """Rebuild a record; unknown fields are ignored.
+
+    Raises `BadRecord` for anything else than a record of this schema that agrees with itself.
+    """
+    try:
+        data = json.loads(text, parse_constant=_reject_constant)
+    except (ValueError, RecursionError) as error:
+        raise BadRecord(f"not JSON: {error}") from None
+    if not isinstance(data, dict) or "schema" not in data:
+        raise BadRecord("not a record: no 'schema'")
+    if data["schema"] != SCHEMA:
+        raise BadRecord(f"schema {data['schema']!r:.20}, this version reads {SCHEMA}")
+    record: Record = _build(Record, data, "")
+    _check_consistent(record)
+    return record
+
+
+def read(path: Path) -> tuple[list[Record], list[str]]:
+    """Read a results file: its records, and one `FILE:LINE: reason` for each line that is none.
+
+    Of several records with one resume key the last PASS counts, or else the last. A file that does
+    not exist has no records; what it contains never raises, only failing to open it does (OSError).
+    """
+    kept: dict[str, Record] = {}
+    problems: list[str] = []
+    for where, outcome in _scan(path) if path.exists() else ():
+        if isinstance(outcome, BadRecord):
+            problems.append(f"{where}: {outcome}")
+            continue
+        key = resume_key(outcome)
+        if key not in kept or outcome.status is Status.PASS or kept[key].status is not Status.PASS:
+            kept[key] = outcome
+    return list(kept.values()), problems
+
+
+def append(path: Path, record: Record) -> None:
+    """Add one record durably: it is on the disk when this returns, whole, or the file is as before.
+
+    Raises `ResultsUnwritable` (folder, disk or lock) and `BadRecord`.
+    """
+    from filelock import FileLock  # noqa: PLC0415 -- 45 ms that `--help` need not pay
+
+    line = to_line(record).encode() + b"\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(f".{path.name}.lock"), timeout=LOCK_TIMEOUT_S):
+            if not path.exists():
+                path.touch()
+                _sync_folder(path.parent)
+            _append_bytes(path, line)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def planned_key(
+    *,
+    problem: str,
+    problem_digest: str,
+    solution: str,
+    solution_digest: str,
+    cell: Cell,
+    card: str,
+    environment: dict[str, Any],
+    protocol: int = PROTOCOL,
+) -> str:
+    """Return the resume key that a cell's record will have; of the environment only versions count."""
+    versions = {name: environment.get(name) for name in ("driver", "torch", "triton", "cudnn")}
+    return digest([problem, problem_digest, solution, solution_digest, cell.key, card, protocol, versions])
+
+
+def resume_key(record: Record) -> str:
+    """Identify what was measured with what: two records with one key are repeats."""
+    return planned_key(
+        problem=record.problem,
+        problem_digest=record.problem_digest,
+        solution=record.solution,
+        solution_digest=record.solution_digest,
+        cell=record.cell,
+        card=record.card,
+        environment=record.environment,
+        protocol=record.protocol,
+    )
+
+
+def done_keys(records: Iterable[Record]) -> set[str]:
+    """Return the keys that need no further run; ERROR is the harness's fault, so it is tried again."""
+    return {resume_key(record) for record in records if record.status is not Status.ERROR}
+
+
+def results_path(root: Path, card: str, problem: str, solution: str) -> Path:
+    """Return `root/card/problem/solution.jsonl`; raises ValueError for a name that is unsafe in a path."""
+    for name in (card, problem, solution):
+        if not SAFE_NAME.fullmatch(name):
+            raise ValueError(f"{name!r:.60} cannot name a results file: use letters, digits, '.', '_', '-'")
+    return root / card / problem / f"{solution}.jsonl"
+
+
+def import_file(source: Path, root: Path) -> tuple[int, int, list[str]]:
+    """Sort the records of `source` into `root`: numbers added and skipped, and problems as in `read`.
+
+    A record with the resume key and time of one that is there is skipped, so importing twice is
+    harmless. Raises OSError for a source that cannot be opened, and `ResultsUnwritable`.
+    """
+    added, skipped = 0, 0
+    problems: list[str] = []
+    present: dict[Path, set[tuple[str, str]]] = {}
+    for where, outcome in _scan(source):
+        try:
+            fresh = _import_record(outcome, root, present)
+        except ValueError as error:
+            problems.append(f"{where}: {error}")
+        else:
+            added += fresh
+            skipped += not fresh
+    return added, skipped, problems
+
+
+@contextlib.contextmanager
+def lock_results(root: Path) -> Iterator[None]:
+    """Hold a results folder for a whole run; the kernel lets go of it however the process ends.
+
+    Raises `ResultsBusy` at once if another run holds it, and `ResultsUnwritable`.
+    """
+    from filelock import FileLock, Timeout  # noqa: PLC0415 -- 45 ms that `--help` need not pay
+
+    # A file of its own: some versions of filelock empty the lock file before they fail to lock it.
+    pid_path = root / ".lock.pid"
+    lock = FileLock(root / ".lock")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ResultsBusy(
+            f"{root} is in use by another run{_holder(pid_path)}; wait for it or write elsewhere: -o FILE"
+        ) from None
+    except OSError as error:
+        raise _unwritable(root, error) from error
+    try:
+        with contextlib.suppress(OSError):  # the pid is a courtesy
+            pid_path.write_text(f"{os.getpid()}\n")
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            pid_path.unlink()
+        lock.release()
+
+
+def _encode(record: Record) -> str:
+    """Return the canonical JSON of a consistent record."""
+    _check_consistent(record)
+    try:
+        return json.dumps(_rounded(to_json(record)), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise BadRecord(f"not JSON: {error}") from None
+
+
+def _rounded(value: Any, name: str = "") -> Any:
+    """Round every float under a name that ends in `_us` to 0.01."""
+    if isinstance(value, dict):
+        return {key: _rounded(item, str(key)) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(item, name) for item in value]
+    return round(value, 2) if isinstance(value, float) and name.endswith("_us") else value
+
+
+def _flagged(record: Record, flag: str, **changes: Any) -> Record:
+    flags = record.flags if flag in record.flags else (*record.flags, flag)
+    return replace(record, flags=flags, **changes)
+
+
+def _drop_claims(record: Record) -> Record:
+    if record.timed is None or not any(one.claims_us for one in record.timed.samples):
+        return record
+    samples = tuple(replace(one, claims_us=()) for one in record.timed.samples)
+    return _flagged(record, "claims_dropped", timed=replace(record.timed, samples=samples))
+
+
+def _cut_texts(record: Record) -> Record:
+    """Cut what a contestant can make long: the detail of a failure and the list of launches."""
+    failed, checked = record.failed, record.checked
+    if failed is not None:
+        failed = replace(failed, detail=failed.detail[:2000])
+    if checked is not None:
+        checked = replace(checked, launches=checked.launches[:32])
+    if (failed, checked) == (record.failed, record.checked):
+        return record
+    return _flagged(record, "texts_cut", failed=failed, checked=checked)
+
+
+def _halve_rounds(record: Record) -> Record:
+    """Keep rounds 0, 2, 4... of every variant, so that what is left is still paired."""
+    if record.timed is None:
+        return record
+    samples = tuple(
+        replace(one, times_us=one.times_us[::2], claims_us=one.claims_us[::2]) for one in record.timed.samples
+    )
+    return _flagged(record, "samples_thinned", timed=replace(record.timed, samples=samples))
+
+
+def _check_consistent(record: Record) -> None:
+    """Raise `BadRecord` where the status contradicts what the record holds."""
+    passed = record.status is Status.PASS
+    if passed != (record.failed is None) or (record.failed and record.failed.status is not record.status):
+        raise BadRecord(f"status {record.status} disagrees with 'failed'")
+    if passed and record.checked is None:
+        raise BadRecord("PASS without a check")
+    if not passed and (record.timed or record.comparisons):
+        raise BadRecord(f"status {record.status} has times")
+
+
+def _reject_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number")
+
+
+_type_hints = functools.cache(get_type_hints)
+
+
+def _build(kind: Any, value: Any, where: str) -> Any:
+    """Turn plain JSON into a value of the annotated type `kind`, or raise `BadRecord` naming the place."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if is_dataclass(kind):
+        return _build_fields(kind, value, where)
+    if origin is UnionType:
+        return _build_union(arguments, value, where)
+    if origin is tuple:
+        return _build_tuple(arguments, value, where)
+    if origin is dict:
+        entries = _expect(dict, value, where).items()
+        return {key: _build(arguments[1], item, f"{where}.{key}") for key, item in entries}
+    return _build_scalar(kind, value, where)
+
+
+def _build_fields(kind: Any, value: Any, where: str) -> Any:
+    data = _expect(dict, value, where)
+    known = {
+        name: _build(hint, data[name], f"{where}.{name}".lstrip("."))
+        for name, hint in _type_hints(kind).items()
+        if name in data
+    }
+    try:
+        return kind(**known)
+    except TypeError as error:  # names the fields that are missing
+        raise BadRecord(f"{where or 'record'}: {error}") from None
+
+
+def _build_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
+    if value is None and NoneType in kinds:
+        return None
+    *first, last = [kind for kind in kinds if kind is not NoneType]
+    for kind in first:
+        with contextlib.suppress(BadRecord):
+            return _build(kind, value, where)
+    return _build(last, value, where)
+
+
+def _build_tuple(kinds: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    items = _expect(list, value, where)
+    if kinds[-1] is Ellipsis:
+        kinds = kinds[:1] * len(items)
+    if len(items) != len(kinds):
+        raise BadRecord(f"{where}: {len(items)} items, expected {len(kinds)}")
+    return tuple(
+        _build(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(kinds, items, strict=True))
+    )
+
+
+def _build_scalar(kind: Any, value: Any, where: str) -> Any:
+    if kind is Any:
+        return value
+    if issubclass(kind, StrEnum):
+        if value not in list(kind):
+            raise BadRecord(f"{where}: {value!r:.40} is no {kind.__name__}")
+        return kind(value)
+    if kind is float and type(value) is int and abs(value) < 2**53:
+        return float(value)
+    if kind is float and isinstance(value, float) and not math.isfinite(value):
+        raise BadRecord(f"{where}: not finite")
+    return _expect(kind, value, where)
+
+
+def _expect(kind: Any, value: Any, where: str) -> Any:
+    """Return `value` if it is exactly of type `kind`: JSON's true is no number."""
+    if type(value) is not kind:
+        raise BadRecord(f"{where or 'record'}: {value!r:.40} is no {kind.__name__}")
+    return value
+
+
+def _scan(path: Path) -> Iterator[tuple[str, Record | BadRecord]]:
+    """Yield `FILE:LINE` with the record there or the reason why there is none; skip empty lines."""
+    with path.open("rb") as file:
+        number = 0
+        while line := file.readline(READ_LINE_BYTES + 1):
+            number += 1
+            huge = len(line) > READ_LINE_BYTES
+            while huge and not line.endswith(b"\n") and (rest := file.readline(READ_LINE_BYTES)):
+                line = rest
+            if huge or line.strip():
+                outcome = BadRecord("longer than 1 MiB") if huge else _decode(line)
+                yield f"{path}:{number}", outcome
+
+
+def _decode(line: bytes) -> Record | BadRecord:
+    try:
+        return from_line(line.decode())
+    except UnicodeDecodeError:
+        return BadRecord("not UTF-8")
+    except BadRecord as error:
+        torn = "" if line.endswith(b"\n") else "torn last line, its cell will be run again: "
+        return BadRecord(f"{torn}{error}")
+
+
+def _append_bytes(path: Path, line: bytes) -> None:
+    """Write and sync `line` at the end of a file; on any failure cut the file back to what it was."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        size_bytes = os.fstat(descriptor).st_size
+        if size_bytes and os.pread(descriptor, 1, size_bytes - 1) != b"\n":
+            line = b"\n" + line  # the last writer was killed in the middle of a line
+        try:
+            while line:
+                line = line[os.write(descriptor, line) :]
+            os.fsync(descriptor)
+        except BaseException:
+            os.ftruncate(descriptor, size_bytes)
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a new file's name as durable as its content."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _unwritable(path: Path, error: OSError) -> ResultsUnwritable:
+    reason = error.strerror or str(error)
+    return ResultsUnwritable(
+        f"cannot write {path}: {reason}; make room or give permission there, or write elsewhere: -o FILE"
+    )
+
+
+def _identities(path: Path) -> set[tuple[str, str]]:
+    outcomes = [outcome for _, outcome in _scan(path)] if path.exists() else []
+    return {_identity(outcome) for outcome in outcomes if isinstance(outcome, Record)}
+
+
+def _identity(record: Record) -> tuple[str, str]:
+    return resume_key(record), record.time_utc
+
+
+def _import_record(
+    outcome: Record | BadRecord, root: Path, present: dict[Path, set[tuple[str, str]]]
+) -> bool:
+    """Append a record unless its file has it; `present` remembers what each file holds."""
+    if isinstance(outcome, BadRecord):
+        raise outcome
+    path, identity = results_path(root, outcome.card, outcome.problem, outcome.solution), _identity(outcome)
+    if path not in present:
+        present[path] = _identities(path)
+    if identity in present[path]:
+        return False
+    append(path, outcome)
+    present[path].add(identity)
+    return True
+
+
+def _holder(pid_path: Path) -> str:
+    """Return ` (pid N)` where the holder could leave its pid."""
+    with contextlib.suppress(OSError, ValueError):
+        return f" (pid {int(pid_path.read_text())})"
+    return ""

@@ -1,0 +1,273 @@
+"""Records -> tables and a summary; every speed-up is computed anew from the samples."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import math
+import statistics
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from runner.schema import Checked, Launch, PopulationError, Record, Status, Timed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+FORMATS = ("table", "github", "json", "csv")
+#: Columns of a terminal that a table may take.
+WIDTH = 160
+#: Stands where there is no number: neither an empty field nor a zero can be taken for one.
+ABSENT = "-"
+#: An error this many times its budget is simply wrong; also stands for NaN, and for no budget at all.
+LARGEST_SHARE = 1e9
+
+#: What is known of one record, numbers in full; what it does not have has no key.
+Row = dict[str, Any]
+#: One line of a table: column -> text.
+Line = dict[str, str]
+
+#: Columns that are shortened, in this order, when a line is too long; numbers never are.
+FREE_TEXT = ("flags", "launches", "shape", "solution")
+#: A reason stands in a column of numbers and must not stretch it.
+REASON_CHARS = 40
+NUMERIC = ("time_us", "eager", "bound", "cells", "passed")
+
+
+def table(records: Iterable[Record], fmt: str = "table") -> str:
+    """Show one row per record, in the given order, a table for each problem, card and protocol.
+
+    `json` and `csv` give numbers in full, the other formats as a person reads them. Rows of the card
+    `cpu` have neither times nor speed-ups. Raises ValueError for an unknown format.
+    """
+    if fmt not in FORMATS:
+        raise ValueError(f"unknown format {fmt!r}: one of {', '.join(FORMATS)}")
+    rows = [row(record) for record in records]
+    if fmt == "json":
+        return json.dumps(rows, indent=1)
+    if fmt == "csv":
+        return _csv(rows)
+    return _per_group(rows, lambda group: [_line(one) for one in group], fmt)
+
+
+def summary(records: Iterable[Record], fmt: str = "table") -> str:
+    """Show cells, passes and failures per solution and arithmetic, on a GPU with the mean speed-up.
+
+    The mean is geometric, each cell with one weight, over the headline baselines. Only an arithmetic
+    whose cells have all passed and been timed has one; launch-bound cells are counted, not ranked.
+    """
+    return _per_group([row(record) for record in records], _summary_lines, fmt)
+
+
+def row(record: Record) -> Row:
+    """Return what a table or a program may want of a record: `time_us`, `speedup`, `reason`..."""
+    facts: Row = {
+        "problem": record.problem,
+        "card": record.card,
+        "protocol": record.protocol,
+        "solution": record.solution,
+        "shape": f"{record.cell.sweep}/{record.cell.label}",
+        "arithmetic": record.cell.arithmetic,
+        "status": str(record.status),
+    }
+    if record.checked is not None:
+        facts |= _correctness(record.checked)
+    if record.failed is not None:
+        facts["reason"] = record.failed.reason or f"failed in {record.failed.stage}"
+    elif record.checked is None:
+        facts["reason"] = "not checked"
+    elif record.card != "cpu":
+        facts |= _speed(record.timed, record.roofline) if record.timed else {"reason": "not timed"}
+    return facts | {"flags": list(record.flags)}
+
+
+def _correctness(checked: Checked) -> Row:
+    return {
+        "error_of_budget": max(map(_share_of_budget, checked.errors), default=0.0),
+        "kernelbench_close": checked.kernelbench_close,
+        "launches": _launches(checked.launches),
+    }
+
+
+def _share_of_budget(error: PopulationError) -> float:
+    """Return the worse of the two errors in units of its budget."""
+    pairs = ((error.normwise, error.normwise_budget), (error.elementwise, error.elementwise_budget))
+    shares = [value / budget if budget > 0 else value * math.inf for value, budget in pairs if value != 0]
+    return max((min(LARGEST_SHARE, share) for share in shares), default=0.0)  # NaN is the largest too
+
+
+def _launches(launches: Sequence[Launch]) -> str:
+    """Name each distinct launch once, with its grid: `phase_kernel 12x4 (4 warps)`."""
+    names = Counter(
+        f"{one.kernel} {'x'.join(map(str, one.grid)).removesuffix('x1').removesuffix('x1')}"
+        f" ({one.num_warps} warps)"
+        for one in launches
+    )
+    return ", ".join(f"{count}x {name}" if count > 1 else name for name, count in names.items())
+
+
+def _speed(timed: Timed, roofline: dict[str, Any]) -> Row:
+    """Compare the solution with its headline baseline and with eager; without pairs, say why not."""
+    from runner.analyse import compare  # noqa: PLC0415 -- numpy, which a table of a CPU run does not need
+
+    samples = {one.variant: one for one in timed.samples}
+    try:
+        mine, best = samples["solution"], samples[timed.headline]
+        ratio = compare(mine.times_us, best.times_us, timed.headline)
+        eager = compare(mine.times_us, samples["eager"].times_us, "eager") if "eager" in samples else None
+    except (KeyError, ValueError) as error:
+        return {"reason": f"no comparison: {error}"}
+    share = roofline.get("share_of_bound")
+    return {
+        "time_us": statistics.median(mine.times_us),
+        "best": ratio.baseline,
+        "best_us": statistics.median(best.times_us),
+        "best_config": best.config,
+        "speedup": ratio.speedup,
+        "low": ratio.low,
+        "high": ratio.high,
+        "verdict": str(ratio.verdict),
+        "rounds": ratio.rounds,
+        **({"speedup_eager": eager.speedup} if eager else {}),
+        **({"share_of_bound": share} if isinstance(share, float) and math.isfinite(share) else {}),
+    }
+
+
+def _line(facts: Row) -> Line:
+    """Turn a row into the columns of its card; a reason stands in the place of numbers."""
+
+    def show(name: str, form: Callable[[Any], str]) -> str:
+        return form(facts[name]) if name in facts and "reason" not in facts else ABSENT
+
+    shared = {name: facts[name] for name in ("solution", "shape", "arithmetic", "status")}
+    flags = " ".join(facts["flags"]) or ABSENT
+    reason = _shorten(facts["reason"], REASON_CHARS) if "reason" in facts else ""
+    if facts["card"] == "cpu":
+        return {
+            **shared,
+            "error": reason or f"{_figures(facts['error_of_budget'])} of budget",
+            "KernelBench": show("kernelbench_close", lambda close: "yes" if close else "no"),
+            "launches": show("launches", lambda launches: launches or "none seen"),
+            "flags": flags,
+        }
+    return {
+        **shared,
+        "time_us": show("time_us", "{:.2f}".format),
+        "best": show("best_us", lambda best_us: f"{facts['best']} {best_us:.2f}"),
+        "speedup": reason or _interval(facts),
+        "eager": show("speedup_eager", lambda speedup: f"{_figures(speedup)}x"),
+        "bound": show("share_of_bound", "{:.0%}".format),
+        "error": show("error_of_budget", _figures),
+        "flags": flags,
+    }
+
+
+def _interval(facts: Row) -> str:
+    speedup, low, high = (_figures(facts[name]) for name in ("speedup", "low", "high"))
+    return f"{speedup} [{low}, {high}] {facts['verdict']}"
+
+
+def _figures(value: float) -> str:
+    """Write a ratio with two decimals, or with two figures where decimals would hide it."""
+    return f"{value:.2f}" if 0.1 <= value < 1e5 or value == 0 else f"{value:.2g}"
+
+
+def _summary_lines(rows: list[Row]) -> list[Line]:
+    parts: dict[tuple[str, str], list[Row]] = {}
+    for one in rows:
+        parts.setdefault((one["solution"], one["arithmetic"]), []).append(one)
+    lines = []
+    for (solution, arithmetic), cells in parts.items():
+        statuses = Counter(one["status"] for one in cells)
+        passed = statuses.pop(Status.PASS, 0)
+        line = {
+            "solution": solution,
+            "arithmetic": arithmetic,
+            "cells": str(len(cells)),
+            "passed": str(passed),
+        }
+        if cells[0]["card"] != "cpu":
+            line["speedup"] = _mean_speedup(cells, passed)
+        line["others"] = ", ".join(f"{count} {status}" for status, count in statuses.items()) or ABSENT
+        lines.append(line)
+    return lines
+
+
+def _mean_speedup(cells: list[Row], passed: int) -> str:
+    """Return the geometric mean with the number of cells behind it, or why there is none."""
+    ranked = [one for one in cells if "launch_bound" not in one["flags"]]
+    apart = f", {len(cells) - len(ranked)} launch-bound apart" if len(ranked) < len(cells) else ""
+    timed = [one["speedup"] for one in ranked if "speedup" in one]
+    if passed < len(cells):
+        return f"unranked: {len(cells) - passed} of {len(cells)} did not pass"
+    if not ranked or len(timed) < len(ranked):
+        return f"unranked: {len(timed)} of {len(ranked)} compared{apart}"
+    return f"{_figures(statistics.geometric_mean(timed))} ({len(timed)} of {len(ranked)}{apart})"
+
+
+def _per_group(rows: list[Row], lines: Callable[[list[Row]], list[Line]], fmt: str) -> str:
+    """Render each problem, card and protocol apart: their numbers do not compare."""
+    groups: dict[str, list[Row]] = {}
+    for one in rows:
+        title = f"{one['problem']} on {one['card']}, protocol {one['protocol']}"
+        groups.setdefault(_printable(title), []).append(one)
+    rendered = [f"{title}\n\n{_render(lines(group), fmt)}" for title, group in groups.items()]
+    return "\n\n".join(rendered) or "no records"
+
+
+def _render(lines: list[Line], fmt: str) -> str:
+    from tabulate import tabulate  # noqa: PLC0415 -- 38 ms that `--help` need not pay
+
+    lines = [{column: _printable(text) for column, text in line.items()} for line in lines]
+    if fmt == "github":
+        escapes = str.maketrans({"|": r"\|", "<": "&lt;"})
+        lines = [{column: text.translate(escapes) for column, text in line.items()} for line in lines]
+    else:
+        lines = _fit(lines)
+    align = ["right" if column in NUMERIC else "left" for column in lines[0]]
+    tablefmt = "github" if fmt == "github" else "simple"
+    text: str = tabulate(lines, headers="keys", tablefmt=tablefmt, disable_numparse=True, colalign=align)
+    return text
+
+
+def _fit(lines: list[Line]) -> list[Line]:
+    """Shorten free text until a line fits the terminal: each column somewhat before any to a stub."""
+    # tabulate pads headers by two
+    widths = {column: max(len(column) + 2, *(len(line[column]) for line in lines)) for column in lines[0]}
+    for floor, column in itertools.product((16, 10), FREE_TEXT):
+        excess = sum(widths.values()) + 2 * (len(widths) - 1) - WIDTH
+        if excess > 0 and column in widths:
+            widths[column] = max(min(widths[column], floor), widths[column] - excess)
+    return [{column: _shorten(text, widths[column]) for column, text in line.items()} for line in lines]
+
+
+def _shorten(text: str, chars: int) -> str:
+    """Leave out the middle: labels differ at their ends."""
+    left = (chars - 3) // 2
+    return text if len(text) <= chars else f"{text[:left]}...{text[left + 3 - chars :]}"
+
+
+def _printable(text: str) -> str:
+    """Disarm what a contestant wrote: no line breaks, terminal codes or halves of characters."""
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
+def _csv(rows: list[Row]) -> str:
+    """Return a header and a line per row; lists are joined, and `ABSENT` marks what a row does not have."""
+    columns = list(dict.fromkeys(column for one in rows for column in one))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval=ABSENT, lineterminator="\n")
+    writer.writeheader()
+    for one in rows:
+        writer.writerow({column: _csv_field(value) for column, value in one.items()})
+    return text.getvalue()
+
+
+def _csv_field(value: Any) -> Any:
+    if isinstance(value, list):
+        return " ".join(map(_printable, value)) or ABSENT
+    if isinstance(value, dict):
+        return json.dumps(value, sort_keys=True)
+    return _printable(value) if isinstance(value, str) else value

@@ -1,0 +1,333 @@
+"""Sub-pixel decomposition: one dense GEMM over just the taps each output phase has.
+
+Output column ow = q * SW + phase is reached from input columns q + shift, and tap kw has exactly one
+phase, (kw * DW - PW) mod SW, and one shift, -floor((kw * DW - PW) / SW). So a program takes BM values
+of q in output rows of one class, oh mod SH, whose taps kh are an arithmetic progression, and sums
+
+    x [q, (shift, in_channel)]  @  w [(shift, in_channel), (phase, out_channel)]
+
+over those kh. The input is read in place and without gaps. The weights are packed once, with zeros
+where a phase lacks a shift. Only phases with taps are columns; the others are joined to them as zeros
+when the accumulator [q, phase, out_channel] becomes [q * phase, out_channel], which is the order of
+the output in memory, so that a warp's store covers whole lines. Rows that no tap reaches are written
+without a GEMM. Where the output dominates, programs are small and not pipelined: occupancy hides the
+latency of one program behind the stores of others.
+
+Inputs are taken to be finite: a NaN would also reach the phases whose weight at its shift is zero.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import nn
+
+
+@triton.jit
+def locate(i_m, o_m, OH: tl.constexpr, OW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, BM: tl.constexpr, ROWS: tl.constexpr):
+    """Return image, output row and q of the rows o_m of GEMM tile i_m.
+
+    With ROWS a tile lies in one output row, only q depends on o_m, and tiles follow the output.
+    Without, it runs through the pixels of one class, across rows and images, and classes alternate.
+    """
+    QH, QW = tl.cdiv(OH, SH), tl.cdiv(OW, SW)
+    if ROWS:
+        row_tiles = tl.cdiv(QW, BM)
+        i_row = i_m // row_tiles
+        o_b, o_oh, o_q = i_row // OH, i_row % OH, i_m % row_tiles * BM + o_m
+    else:
+        o_pixel = i_m // SH * BM + o_m
+        o_row = o_pixel // QW
+        o_b, o_oh, o_q = o_row // QH, o_row % QH * SH + i_m % SH, o_pixel % QW
+    return o_b, o_oh, o_q
+
+
+@triton.jit
+def phase_gemm_kernel(
+    x,
+    w,
+    bias,
+    y,
+    N,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    OH: tl.constexpr,
+    OW: tl.constexpr,
+    GROUPS: tl.constexpr,
+    ICG: tl.constexpr,
+    OCG: tl.constexpr,
+    KH: tl.constexpr,
+    SH: tl.constexpr,
+    SW: tl.constexpr,
+    PH: tl.constexpr,
+    PW: tl.constexpr,
+    DH: tl.constexpr,
+    DW: tl.constexpr,
+    PERIOD_H: tl.constexpr,
+    PERIOD_W: tl.constexpr,
+    INVERSE_H: tl.constexpr,
+    SHIFTS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    PHASES: tl.constexpr,
+    JOINS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    ROUND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ROWS: tl.constexpr,
+    BM: tl.constexpr,
+    BOC: tl.constexpr,
+    BE: tl.constexpr,
+    BI: tl.constexpr,
+):
+    """Write BM values of q, in all phases, of BOC channels of one group.
+
+    x is [N, GROUPS * ICG, H, W], w [GROUPS, KH, SHIFTS, PHASES, OCG, CHANNELS] as `pack` makes it,
+    bias [GROUPS * OCG] and y [N, GROUPS * OCG, OH, OW], all contiguous. One step of the reduction is
+    BE shifts of BI channels. Each join doubles the slots of a phase with empty phases.
+    """
+    i_m, i_oc, i_g = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    SLOTS: tl.constexpr = PHASES << JOINS
+    GCD_H: tl.constexpr = SH // PERIOD_H
+
+    # [BM]; the row is a scalar with ROWS
+    o_b, o_oh, o_q = locate(i_m, tl.arange(0, BM), OH, OW, SH, SW, BM, ROWS)
+    i_class = o_oh % SH if ROWS else i_m % SH
+    # taps of the class solve kh * DH = i_class + PH (mod SH): every PERIOD_H-th from the first, or none
+    i_first = (i_class + PH) // GCD_H * INVERSE_H % PERIOD_H
+    taps = tl.where((i_class + PH) % GCD_H == 0, tl.cdiv(KH - i_first, PERIOD_H), 0)
+
+    # [1, BOC]
+    o_oc = i_oc * BOC + tl.arange(0, BOC)[None, :]
+    m_oc = o_oc < OCG
+    o_oc += i_g * OCG
+    b_bias = tl.zeros((1, BOC), dtype=tl.float32)
+    if HAS_BIAS:
+        b_bias = tl.load(bias + o_oc, mask=m_oc, other=0.0).to(tl.float32)
+    # [BM * SLOTS, 1]
+    o_p = tl.arange(0, BM * SLOTS)[:, None]
+
+    if (taps == 0) & ROWS:
+        i_b, i_oh, i_q = locate(i_m, 0, OH, OW, SH, SW, BM, ROWS)
+        o_dense = i_q * SW + o_p
+        m_dense = (o_p < BM * SW) & (o_dense < OW) & m_oc
+        p_dense = y + ((i_b.to(tl.int64) * (GROUPS * OCG) + o_oc) * OH + i_oh) * OW
+        b_dense = tl.broadcast_to(b_bias, (BM * SLOTS, BOC))
+        tl.store(p_dense + o_dense, b_dense.to(y.dtype.element_ty), mask=m_dense)
+    else:
+        IC_STEPS: tl.constexpr = (ICG + BI - 1) // BI
+        STEPS: tl.constexpr = (SHIFTS + BE - 1) // BE * IC_STEPS
+        SPAN: tl.constexpr = SW if SW > DW else DW
+        LEAD: tl.constexpr = (PW + SW - 1) // SW
+        # input row of the first tap; the others lie above it
+        o_ih = o_oh // SH + (i_class + PH - i_first * DH) // SH
+        m_b = (o_b < N) & (o_q < tl.cdiv(OW, SW))
+        # [BM, 1], [1, BK] and [1, BN]
+        p_x = (x + ((o_b.to(tl.int64) * GROUPS + i_g) * ICG * H + o_ih) * W + o_q)[:, None]
+        o_shift, o_ic = tl.arange(0, BE * BI) // BI, tl.arange(0, BE * BI) % BI
+        o_phase, o_n = tl.arange(0, PHASES * BOC) // BOC, tl.arange(0, PHASES * BOC) % BOC + i_oc * BOC
+        # [BK, BN]
+        o_w = ((o_shift[:, None] * PHASES + o_phase[None, :]) * OCG + o_n[None, :]) * CHANNELS + o_ic[:, None]
+        p_w = w + i_g * (KH * SHIFTS * PHASES * OCG * CHANNELS) + o_w
+
+        acc = tl.zeros((BM, PHASES * BOC), dtype=tl.float32)
+        for i_k in range(taps * STEPS):
+            i_tap, i_step = i_k // STEPS, i_k % STEPS
+            i_e, i_i = i_step // IC_STEPS * BE, i_step % IC_STEPS * BI
+            i_up = i_tap * (DH // GCD_H)
+            # [BM, BK]: a shift is LEAD or less, by one each, or by DW / SW where that is more
+            o_left = LEAD - ((i_e + o_shift) * SPAN + (LEAD * SW - PW)) // SW
+            o_iw = o_q[:, None] + o_left[None, :]
+            m_x = (m_b & (o_ih >= i_up) & (o_ih < H + i_up))[:, None] & (o_iw >= 0) & (o_iw < W)
+            if ICG % BI:
+                m_x &= (i_i + o_ic < ICG)[None, :]
+            o_x = (i_i + o_ic).to(tl.int64) * (H * W) + (o_left - i_up * W)
+            b_x = tl.load(p_x + o_x[None, :], mask=m_x, other=0.0)
+            if ROUND:
+                # to nearest, since the tensor core drops the 13 low bits of fp32
+                b_x = (b_x.to(tl.int32, bitcast=True) + 0x1000).to(tl.float32, bitcast=True)
+            i_kh = i_first + i_tap * PERIOD_H
+            i_w = (i_kh * SHIFTS + i_e) * (PHASES * OCG * CHANNELS) + i_i
+            b_w = tl.load(p_w + i_w, mask=(o_n < OCG)[None, :], other=0.0)
+            acc = tl.dot(b_x, b_w, acc, input_precision=PRECISION)
+
+        # [BM, PHASES, BOC, slots of a phase] -> [BM * SLOTS, BOC]
+        b_y = tl.reshape(acc, (BM, PHASES, BOC, 1))
+        for i_join in tl.static_range(JOINS):
+            b_y = tl.join(b_y, tl.zeros_like(b_y)).reshape(BM, PHASES, BOC, 2 << i_join)
+        b_y = tl.permute(b_y, (0, 1, 3, 2)).reshape(BM * SLOTS, BOC) + b_bias
+
+        o_yb, o_yh, o_yq = locate(i_m, o_p // SLOTS, OH, OW, SH, SW, BM, ROWS)
+        o_u = o_p % SLOTS
+        if PHASES == SW:
+            o_ow = o_yq * SW + o_u
+        else:
+            # unit u: first slots hold the columns of w, then come the zeros; all phases once
+            o_c, o_z = o_u >> JOINS, o_u & ((1 << JOINS) - 1)
+            o_u = tl.where(o_z == 0, o_c, PHASES + o_c * ((1 << JOINS) - 1) + o_z - 1)
+            o_ow = o_yq * SW + (o_u % PERIOD_W * DW + o_u // PERIOD_W + -PW % SW) % SW
+        m_y = (o_yb < N) & (o_yh < OH) & (o_u < SW) & (o_ow < OW)
+        p_y = y + (o_yb.to(tl.int64) * (GROUPS * OCG) * OH + o_yh) * OW + o_ow
+        tl.store(p_y + o_oc.to(tl.int64) * (OH * OW), b_y.to(y.dtype.element_ty), mask=m_y & m_oc)
+
+
+def output_extent(extent: int, kernel: int, stride: int, padding: int, dilation: int, extra: int) -> int:
+    """Return one side of the output; `extra` is output_padding."""
+    return (extent - 1) * stride - 2 * padding + dilation * (kernel - 1) + extra + 1
+
+
+def period(stride: int, dilation: int) -> int:
+    """Return after how many taps a phase comes again: stride / gcd(stride, dilation)."""
+    return next(p for p in range(1, stride + 1) if p * dilation % stride == 0)
+
+
+def shift(tap: int, stride: int, padding: int, dilation: int) -> int:
+    """Return the input column that a tap adds to q."""
+    return -((tap * dilation - padding) // stride)
+
+
+def power_of_2(least: int, size: int, most: int) -> int:
+    """Return the smallest power of two that covers `size`, within bounds that are powers of two."""
+    return max(least, min(most, triton.next_power_of_2(size)))
+
+
+def geometry(layer: nn.ConvTranspose2d) -> dict[str, int]:
+    """Return the kernel's constants: what the layer alone decides."""
+    KH, KW = layer.kernel_size
+    (SH, SW), (PH, PW), (DH, DW) = layer.stride, layer.padding, layer.dilation
+    ICG, OCG = layer.in_channels // layer.groups, layer.out_channels // layer.groups
+    PERIOD_H, PERIOD_W = period(SH, DH), period(SW, DW)
+    shifts = KW if DW >= SW else shift(0, SW, PW, DW) - shift(KW - 1, SW, PW, DW) + 1
+    PHASES = triton.next_power_of_2(min(KW, PERIOD_W))
+    # a step of 64 products: more would cost registers; tl.dot wants 16
+    BE = power_of_2(1, shifts, 64 // power_of_2(1, ICG, 32))
+    BI = power_of_2(16 // BE if BE < 16 else 1, ICG, 32)
+    return {
+        "GROUPS": layer.groups,
+        "ICG": ICG,
+        "OCG": OCG,
+        "KH": KH,
+        "SH": SH,
+        "SW": SW,
+        "PH": PH,
+        "PW": PW,
+        "DH": DH,
+        "DW": DW,
+        "PERIOD_H": PERIOD_H,
+        "PERIOD_W": PERIOD_W,
+        "INVERSE_H": pow(DH * PERIOD_H // SH, -1, PERIOD_H),
+        "SHIFTS": triton.cdiv(shifts, BE) * BE,
+        "CHANNELS": triton.cdiv(ICG, BI) * BI,
+        "PHASES": PHASES,
+        "JOINS": triton.next_power_of_2(triton.cdiv(SW, PHASES)).bit_length() - 1,
+        "BE": BE,
+        "BI": BI,
+    }
+
+
+def pack(weight: torch.Tensor, constants: dict[str, int], round_tf32: bool) -> torch.Tensor:
+    """Reorder w [GROUPS * ICG, OCG, KH, KW] to [GROUPS, KH, SHIFTS, PHASES, OCG, CHANNELS].
+
+    Column `phase` of the packed weights is the phase itself where the columns are all the phases,
+    else the number of the first tap that has it. With `round_tf32` values are rounded to nearest.
+    """
+    GROUPS, ICG, OCG, KH = (constants[name] for name in ("GROUPS", "ICG", "OCG", "KH"))
+    SW, PW, DW, PHASES = (constants[name] for name in ("SW", "PW", "DW", "PHASES"))
+    packed = weight.new_zeros(GROUPS, KH, constants["SHIFTS"], PHASES, OCG, constants["CHANNELS"])
+    taps = weight.detach().view(GROUPS, ICG, OCG, KH, -1).permute(4, 0, 3, 2, 1)
+    for kw, tap in enumerate(taps):
+        e = kw if DW >= SW else shift(0, SW, PW, DW) - shift(kw, SW, PW, DW)
+        phase = (kw * DW - PW) % SW if PHASES == SW else kw % constants["PERIOD_W"]
+        packed[:, :, e, phase, :, :ICG] = tap
+    if round_tf32:
+        packed.view(torch.int32).add_(0x1000).bitwise_and_(-0x2000)
+    return packed
+
+
+def tiles(constants: dict[str, int], N: int, OH: int, OW: int) -> dict[str, int | bool]:
+    """Choose the tile of a program, the order of the tiles and the pipeline.
+
+    The output dominates short reductions: 8 channels and 1024 slots are then 64 registers a thread
+    and full lines in 8 planes. Long ones read each input once per 64 columns.
+    """
+    PHASES, SLOTS = constants["PHASES"], constants["PHASES"] << constants["JOINS"]
+    QH, QW = triton.cdiv(OH, constants["SH"]), triton.cdiv(OW, constants["SW"])
+    steps = triton.cdiv(constants["KH"], constants["PERIOD_H"]) * constants["SHIFTS"] * constants["CHANNELS"]
+    short = steps <= 128
+    BM = power_of_2(16, N * QH * QW, max(16, min(128, 1024 // SLOTS)))
+    columns = 32 if short else 64
+    BOC = power_of_2(max(1, 16 // PHASES), constants["OCG"], max(1, columns // PHASES))
+    # a grid below one wave of 128 SMs: first narrower tiles (weights are read once), then shorter ones
+    programs = lambda: constants["SH"] * triton.cdiv(N * QH * QW, BM) * triton.cdiv(constants["OCG"], BOC) * constants["GROUPS"]
+    while programs() < 128 and PHASES * BOC > 16:
+        BOC //= 2
+    while programs() < 128 and BM > 16:
+        BM //= 2
+    row_tiles = triton.cdiv(QW, BM)
+    return {
+        "BM": BM,
+        "BOC": BOC,
+        # a tile within a row needs no division a pixel, but its last one is cut off
+        "ROWS": QW * 10 >= row_tiles * BM * 9,
+        "num_warps": 4,
+        "num_stages": 1 if short else 3,
+    }
+
+
+class ModelNew(nn.Module):
+    """ConvTranspose2d with its whole constructor; the layer only holds the parameters."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        bias: bool = False,
+        output_padding: int | tuple[int, int] = 0,
+        groups: int = 1,
+    ) -> None:
+        super().__init__()
+        self.conv_transpose2d = nn.ConvTranspose2d(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            bias=bias,
+            output_padding=output_padding,
+            groups=groups,
+        )
+        self.launches = {}
+        self.packed = {}
+
+    def prepare(self) -> None:
+        """Forget what was made from earlier weights, and pack the present ones."""
+        self.launches.clear()
+        self.packed.clear()
+        self.pack(torch.backends.cudnn.allow_tf32)
+
+    def pack(self, tf32):
+        layer = self.conv_transpose2d
+        w = pack(layer.weight, geometry(layer), tf32 and layer.weight.dtype == torch.float32)
+        return w
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map [N, IC, H, W] to [N, OC, OH, OW]."""
+        layer = self.conv_transpose2d
+        c = geometry(layer)
+        x = x.contiguous()
+        N, _, H, W = x.shape
+        OH, OW = [output_extent(x.shape[2+i], layer.kernel_size[i], layer.stride[i], layer.padding[i], layer.dilation[i], layer.output_padding[i]) for i in (0,1)]
+        tf32 = torch.backends.cudnn.allow_tf32
+        y = torch.empty((N, layer.out_channels, OH, OW), device=x.device, dtype=x.dtype)
+        t = tiles(c, N, OH, OW)
+        if t["ROWS"]:
+            g = N * OH * triton.cdiv(triton.cdiv(OW, c["SW"]), t["BM"])
+        else:
+            g = c["SH"] * triton.cdiv(N * triton.cdiv(OH, c["SH"]) * triton.cdiv(OW, c["SW"]), t["BM"])
+        fp32 = x.dtype == torch.float32
+        phase_gemm_kernel[(g, triton.cdiv(c["OCG"], t["BOC"]), c["GROUPS"])](x, self.pack(tf32), layer.bias, y, N, H, W, OH, OW,
+          HAS_BIAS=layer.bias is not None, ROUND=fp32 and tf32, PRECISION="tf32x3" if fp32 and not tf32 else "tf32", **c, **t)
+        return y

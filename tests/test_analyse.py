@@ -1,0 +1,331 @@
+"""The estimator and its stopping rule on seeded series: coverage, false calls, bias."""
+
+import itertools
+import math
+from collections.abc import Callable
+from statistics import median as plain_median
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from runner.analyse import (
+    TARGET,
+    _t_quantile,
+    autocorrelation,
+    compare,
+    diagnose,
+    half_width,
+    headline,
+    hodges_lehmann,
+    is_look,
+    mad,
+    median,
+    should_stop,
+)
+from runner.schema import Comparison, Samples, Verdict
+
+Series = NDArray[np.float64]
+Pair = tuple[Series, Series]
+CAP_ROUNDS = 240
+
+
+def rng(seed: int) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def white(
+    random: np.random.Generator, speedup: float = 1.0, noise: float = 0.01, time_us: float = 100.0
+) -> Pair:
+    """Return independent lognormal noise around a true speed-up, `noise` per side."""
+    candidate, baseline = time_us * np.exp(noise * random.standard_normal((2, CAP_ROUNDS)))
+    return candidate, baseline * speedup
+
+
+def measured(pair: Pair, target: float = TARGET) -> Comparison:
+    """Take rounds until the stopping rule or the cap ends them."""
+    candidate, baseline = pair
+    widths: list[float] = []
+    rounds = 0
+    while rounds < CAP_ROUNDS and not should_stop(widths, target):
+        rounds += 1
+        if is_look(rounds):
+            widths.append(half_width(candidate[:rounds], baseline[:rounds]))
+    return compare(candidate[:rounds], baseline[:rounds], "b", target)
+
+
+def repeat(make: Callable[[np.random.Generator], Pair], runs: int) -> list[Comparison]:
+    return [measured(make(rng(seed))) for seed in range(runs)]
+
+
+def coverage(comparisons: list[Comparison], truth: float) -> float:
+    return float(np.mean([c.low <= truth <= c.high for c in comparisons]))
+
+
+def bias(comparisons: list[Comparison], truth: float = 1.0) -> float:
+    return float(np.mean([math.log(c.speedup / truth) for c in comparisons]))
+
+
+# --- what the interval promises
+
+
+def test_order_statistics_cover_95_percent_at_every_number_of_rounds():
+    """The sign test is exact: outside lies 2 * P(Binomial(n, 1/2) <= rank), whatever the noise."""
+    for rounds in range(12, CAP_ROUNDS + 1):
+        # a zigzag, so that neighbours do not look correlated; ratio k has rank k
+        ranks = [k // 2 if k % 2 else rounds - 1 - k // 2 for k in range(rounds)]
+        found = compare([1.0] * rounds, [math.exp(rank / 100) for rank in ranks], "b")
+        low, high = round(100 * math.log(found.low)), round(100 * math.log(found.high))
+        assert high == rounds - 1 - low
+        outside = 2 * sum(math.comb(rounds, k) for k in range(low + 1)) / 2**rounds
+        assert 0.012 < outside <= 0.05, rounds
+
+
+@pytest.mark.parametrize("noise", [0.003, 0.01, 0.02])
+def test_coverage_under_the_stopping_rule(noise: float):
+    found = repeat(lambda random: white(random, speedup=1.3, noise=noise), 1000)
+    assert coverage(found, 1.3) >= 0.93
+    assert abs(bias(found, 1.3)) < 1e-3
+
+
+def test_coverage_holds_where_rounds_resemble_their_neighbours():
+    """Carry-over from round to round: order statistics alone would cover 83 %."""
+
+    def carried(random: np.random.Generator) -> Pair:
+        noise = 0.03 * random.standard_normal(CAP_ROUNDS)
+        for i in range(1, CAP_ROUNDS):
+            noise[i] += 0.4 * noise[i - 1]
+        return np.full(CAP_ROUNDS, 100.0), 100.0 * np.exp(noise)
+
+    assert coverage(repeat(carried, 400), 1.0) >= 0.90
+
+
+def test_a_against_a_makes_no_false_calls():
+    for noise in (0.003, 0.01, 0.03):
+        verdicts = [c.verdict for c in repeat(lambda random, noise=noise: white(random, noise=noise), 400)]
+        assert verdicts.count(Verdict.FASTER) + verdicts.count(Verdict.SLOWER) <= 0.03 * len(verdicts)
+    quiet = [c.verdict for c in repeat(lambda random: white(random, noise=0.003), 100)]
+    assert quiet.count(Verdict.SAME) == len(quiet)
+
+
+@pytest.mark.parametrize(("speedup", "verdict"), [(1.05, Verdict.FASTER), (0.95, Verdict.SLOWER)])
+def test_a_real_difference_is_called(speedup: float, verdict: Verdict):
+    found = [c.verdict for c in repeat(lambda random: white(random, speedup=speedup), 200)]
+    assert found.count(verdict) >= 0.99 * len(found)
+
+
+# --- what pairing and the median are for
+
+
+def test_drift_shared_by_both_sides_leaves_no_bias():
+    """A clock that settles by 3 %: pairs are untouched, two separate blocks are not."""
+    settling = 1 - 0.03 * np.exp(-np.arange(2 * CAP_ROUNDS) / 40)
+
+    def drifting(random: np.random.Generator) -> Pair:
+        candidate, baseline = white(random, noise=0.003)
+        return candidate * settling[::2], baseline * settling[1::2]
+
+    assert abs(bias(repeat(drifting, 300))) < 5e-4
+    candidate, baseline = white(rng(0), noise=0.003)
+    apart = baseline[:60] * settling[60:120] / (candidate[:60] * settling[:60])
+    assert math.log(median(apart)) > 0.005
+
+
+def test_outliers_neither_move_nor_widen_the_estimate():
+    """One sample in twenty is hit by a neighbour and takes up to twice as long."""
+
+    def hit(random: np.random.Generator) -> Pair:
+        pair = np.array(white(random, noise=0.003))
+        pair[random.random(pair.shape) < 0.05] *= 1 + random.random()
+        return pair[0], pair[1]
+
+    found = repeat(hit, 300)
+    assert coverage(found, 1.0) >= 0.93
+    assert np.std([math.log(c.speedup) for c in found]) < 2e-3
+
+
+def test_a_tick_of_a_hundredth_of_the_time_is_harmless():
+    def ticking(random: np.random.Generator) -> Pair:
+        candidate, baseline = white(random, speedup=1.1, noise=0.005, time_us=50.0)
+        return np.round(candidate / 0.5) * 0.5, np.round(baseline / 0.5) * 0.5
+
+    assert abs(bias(repeat(ticking, 200), 1.1)) < 2e-3
+
+
+def test_carry_over_within_a_round_needs_random_order():
+    """A power-hungry variant slows whatever runs next by 2 %; five variants take turns."""
+
+    def rounds(random: np.random.Generator, *, shuffled: bool) -> Pair:
+        candidate, baseline = white(random, noise=0.003)
+        order = np.array([random.permutation(5) if shuffled else range(5) for _ in range(CAP_ROUNDS)])
+        turns = order.argsort(axis=1)
+        after_hungry = turns[:, 1] == turns[:, 0] + 1
+        return candidate, baseline * np.where(after_hungry, 1.02, 1.0)
+
+    assert abs(bias(repeat(lambda random: rounds(random, shuffled=True), 200))) < 4e-3
+    assert bias(repeat(lambda random: rounds(random, shuffled=False), 20)) > 0.019
+
+
+# --- diagnostics
+
+
+def test_two_modes_are_flagged_and_one_is_not():
+    def two_modes(random: np.random.Generator) -> Pair:
+        candidate, baseline = white(random, noise=0.001)
+        return candidate, baseline * np.where(random.random(CAP_ROUNDS) < 0.4, 1.03, 1.0)
+
+    def flagged(make: Callable[[np.random.Generator], Pair]) -> float:
+        return float(np.mean(["bimodal" in diagnose(*make(rng(seed))).flags for seed in range(60)]))
+
+    assert flagged(two_modes) >= 0.9
+    assert flagged(white) <= 0.2
+
+
+def test_resemblance_of_neighbours_is_flagged():
+    slow_wave = 0.02 * np.sin(np.arange(CAP_ROUNDS) / 10)
+    candidate, baseline = white(rng(1), noise=0.003)
+    found = diagnose(candidate, baseline * np.exp(slow_wave))
+    assert "autocorrelated" in found.flags
+    assert found.autocorrelation > 0.8
+    assert "autocorrelated" not in diagnose(candidate, baseline).flags
+
+
+def test_a_constant_series_raises_no_doubt():
+    found = diagnose([2.0, 1.4] * 15, [3.0, 2.1] * 15)
+    assert (found.autocorrelation, found.flags) == (0.0, ())
+    assert found.mad < 1e-12
+
+
+# --- verdicts and rules on literals
+
+
+@pytest.mark.parametrize(
+    ("ratios", "verdict"),
+    [
+        ([1.0] * 24, Verdict.SAME),
+        # inside the margin it is SAME although every round was faster
+        ([1.019] * 24, Verdict.SAME),
+        ([1.021] * 24, Verdict.FASTER),
+        ([0.979] * 24, Verdict.SLOWER),
+        ([0.981, 1.019] * 12, Verdict.SAME),
+        ([0.9, 1.1] * 12, Verdict.UNRESOLVED),
+        ([1.5] * 11, Verdict.UNRESOLVED),
+        ([1.5] * 12, Verdict.FASTER),
+        ([1.0], Verdict.UNRESOLVED),
+    ],
+)
+def test_verdict(ratios: list[float], verdict: Verdict):
+    assert compare([1.0] * len(ratios), ratios, "eager").verdict == verdict
+
+
+def test_the_margin_follows_the_target():
+    assert compare([1.0] * 24, [1.05] * 24, "b", target=0.03).verdict == Verdict.SAME
+
+
+def test_few_rounds_give_their_whole_range():
+    found = compare([1.0, 1.0, 1.0], [1.1, 1.3, 1.2], "b")
+    assert (found.low, found.speedup, found.high) == pytest.approx((1.1, 1.2, 1.3))
+    assert found.rounds == 3
+
+
+def test_twenty_four_rounds_use_the_seventh_from_each_end():
+    zigzag = [1 + 0.01 * (k // 2 if k % 2 else 23 - k // 2) for k in range(24)]
+    found = compare([1.0] * 24, zigzag, "b")
+    assert (found.low, found.high) == pytest.approx((1.06, 1.17))
+
+
+def test_looks_are_every_twelve_rounds_from_twenty_four():
+    assert [rounds for rounds in range(61) if is_look(rounds)] == [24, 36, 48, 60]
+
+
+@pytest.mark.parametrize(
+    ("half_widths", "stop"),
+    [
+        ([], False),
+        ([0.001], False),
+        ([0.02, 0.01], False),
+        ([0.01, 0.01], True),
+        ([0.005, 0.02, 0.005], False),
+    ],
+)
+def test_stopping_takes_two_narrow_looks_running(half_widths: list[float], stop: bool):
+    assert should_stop(half_widths, target=0.01) is stop
+
+
+def samples(variant: str, *times_us: float) -> Samples:
+    return Samples(variant, 1, times_us, (), null_us=0.0, null_mad_us=0.0, l2="cold")
+
+
+def test_headline_is_the_fastest_eligible_baseline_by_median():
+    timed = [
+        samples("solution", 1.0),
+        samples("eager", 5.0, 5.0, 5.0),
+        samples("cudnn", 4.0, 4.0, 90.0),
+        samples("channels_last", 1.0, 6.0, 6.0),
+        samples("channels_last_free", 2.0),
+        samples("compile"),
+    ]
+    assert headline(timed, {"eager", "cudnn", "channels_last"}) == "cudnn"
+    assert headline(timed, {"eager", "compile"}) == "eager"
+    for eligible in (set(), {"compile"}, {"nobody"}):
+        with pytest.raises(ValueError, match="none of the eligible baselines"):
+            headline(timed, eligible)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "baseline"),
+    [
+        ([], []),
+        ([1.0], []),
+        ([1.0, 2.0], [1.0]),
+        ([0.0], [1.0]),
+        ([1.0], [-1.0]),
+        ([math.nan], [1.0]),
+        ([math.inf], [1.0]),
+    ],
+)
+def test_what_is_no_pair_of_times_is_refused(candidate: list[float], baseline: list[float]):
+    with pytest.raises(ValueError, match=r"pairs|positive"):
+        compare(candidate, baseline, "b")
+
+
+# --- laws
+
+times = st.floats(0.01, 1e7)
+pairs = st.lists(st.tuples(times, times), min_size=1, max_size=80)
+
+
+@given(pairs)
+def test_the_estimate_lies_in_its_interval(rounds):
+    candidate, baseline = zip(*rounds, strict=True)
+    found = compare(candidate, baseline, "b")
+    assert found.low <= found.speedup * (1 + 1e-12)
+    assert found.speedup <= found.high * (1 + 1e-12)
+    assert half_width(candidate, baseline) == pytest.approx(math.log(found.high / found.low) / 2, abs=1e-9)
+
+
+@given(pairs)
+def test_swapping_the_sides_inverts_the_comparison(rounds):
+    candidate, baseline = zip(*rounds, strict=True)
+    there, back = compare(candidate, baseline, "b"), compare(baseline, candidate, "b")
+    assert (back.speedup, back.low, back.high) == pytest.approx(
+        (1 / there.speedup, 1 / there.high, 1 / there.low)
+    )
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=30))
+def test_robust_estimates_are_what_their_definitions_say(values):
+    pairwise = [(a + b) / 2 for a, b in itertools.combinations_with_replacement(values, 2)]
+    assert median(values) == pytest.approx(plain_median(values))
+    assert mad(values) == pytest.approx(plain_median(abs(v - plain_median(values)) for v in values))
+    assert hodges_lehmann(values) == pytest.approx(plain_median(pairwise))
+    assert -1 <= autocorrelation(values) <= 1
+
+
+@pytest.mark.parametrize(
+    ("freedom", "expected"), [(3, 3.182), (4, 2.776), (5, 2.571), (9, 2.262), (19, 2.093), (39, 2.023)]
+)
+def test_t_quantile_against_the_table(freedom: int, expected: float):
+    assert _t_quantile(freedom) == pytest.approx(expected, rel=0.01)

@@ -1,0 +1,375 @@
+"""Tables are tested on literal records: what is shown, what never is, and how wide it gets."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runner import report
+from runner.schema import (
+    PROTOCOL,
+    SCHEMA,
+    Cell,
+    Checked,
+    Comparison,
+    Failed,
+    Launch,
+    PopulationError,
+    Record,
+    Samples,
+    Status,
+    Timed,
+    Verdict,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+CHECKED = Checked(
+    errors=(
+        PopulationError(
+            "dense", normwise=1e-4, normwise_budget=7e-4, elementwise=1e-3, elementwise_budget=1e-2
+        ),
+        PopulationError(
+            "structural", normwise=0.0, normwise_budget=0.0, elementwise=0.31, elementwise_budget=1.0
+        ),
+    ),
+    kernelbench_close=True,
+    calls=5,
+    launches=(Launch("phase_kernel", (12, 4, 1), 4, 64, 0, 0),),
+)
+# Every time and every ratio of these is a number that nothing else in a table can show.
+SECRET_US = {"solution": 7777.0, "cudnn": 8888.0, "eager": 9999.0}
+
+
+def timed(times_us: dict[str, float] | None = None, headline: str = "cudnn", rounds: int = 24) -> Timed:
+    """Make rounds in which each variant always takes the same time."""
+    samples = tuple(
+        Samples(
+            variant=variant,
+            calls=1,
+            times_us=(time_us,) * rounds,
+            claims_us=(),
+            null_us=5.0,
+            null_mad_us=0.1,
+            l2="cold",
+            config={"benchmark": True},
+        )
+        for variant, time_us in (times_us or {"solution": 100.0, "cudnn": 183.0, "eager": 250.0}).items()
+    )
+    return Timed(samples, headline, rounds, 0, 5, 9.0)
+
+
+def record(**changes: object) -> Record:
+    """Make a passed and timed record on a GPU."""
+    base = Record(
+        schema=SCHEMA,
+        protocol=PROTOCOL,
+        time_utc="2025-01-02T03:04:05Z",
+        problem="convtranspose2d",
+        problem_digest="p",
+        solution="phase_gemm",
+        solution_digest="s",
+        technique="one GEMM per phase",
+        author="",
+        runner_digest="r",
+        cell=Cell("kernelbench", "81", {"batch": 16}, "fp32", "tf32"),
+        card="h200",
+        environment={},
+        entropy="00",
+        status=Status.PASS,
+        failed=None,
+        checked=CHECKED,
+        timed=timed(),
+        comparisons=(),
+        roofline={"share_of_bound": 0.824},
+        waves=(),
+        flags=(),
+    )
+    return replace(base, **changes)  # type: ignore[arg-type]
+
+
+def failed(
+    status: Status = Status.WRONG, reason: str = "values differ at [0, 1]", **changes: object
+) -> Record:
+    changes = {"checked": None, "timed": None, **changes}
+    return record(status=status, failed=Failed(status, "check", reason), **changes)
+
+
+def cpu(one: Record) -> Record:
+    return replace(one, card="cpu", timed=None)
+
+
+def cells(text: str, line: int) -> list[str]:
+    """Split a line of a table: 0 is its first row."""
+    return re.split(r" {2,}", text.splitlines()[4 + line].strip())
+
+
+def test_a_gpu_row() -> None:
+    text = report.table([record(flags=("clock",))])
+    assert text.splitlines()[0] == "convtranspose2d on h200, protocol 1"
+    columns = [
+        "solution",
+        "shape",
+        "arithmetic",
+        "status",
+        "time_us",
+        "best",
+        "speedup",
+        "eager",
+        "bound",
+    ]
+    assert cells(text, -2) == [*columns, "error", "flags"]
+    assert cells(text, 0) == [
+        *("phase_gemm", "kernelbench/81", "tf32", "PASS", "100.00", "cudnn 183.00"),
+        *("1.83 [1.83, 1.83] FASTER", "2.50x", "82%", "0.31", "clock"),
+    ]
+
+
+def test_a_cpu_row() -> None:
+    text = report.table([cpu(record())])
+    columns = ["solution", "shape", "arithmetic", "status", "error", "KernelBench", "launches", "flags"]
+    assert cells(text, -2) == columns
+    assert cells(text, 0) == [
+        *("phase_gemm", "kernelbench/81", "tf32", "PASS"),
+        *("0.31 of budget", "yes", "phase_kernel 12x4 (4 warps)", "-"),
+    ]
+
+
+@pytest.mark.parametrize("status", [status for status in Status if status is not Status.PASS])
+def test_a_failure_has_a_reason_in_place_of_numbers(status: Status) -> None:
+    gpu = cells(report.table([failed(status, checked=CHECKED)]), 0)
+    assert gpu[3:] == [status, "-", "-", "values differ at [0, 1]", "-", "-", "-", "-"]
+    on_cpu = cells(report.table([cpu(failed(status, checked=CHECKED))]), 0)
+    assert on_cpu[3:] == [status, "values differ at [0, 1]", "-", "-", "-"]
+
+
+@pytest.mark.parametrize(
+    ("one", "reason"),
+    [
+        (failed(reason=""), "failed in check"),
+        (failed(reason="x" * 100), "x" * 18 + "..." + "x" * 19),
+        (record(checked=None), "not checked"),
+        (record(timed=None), "not timed"),
+        (record(timed=timed(headline="other")), "no comparison: 'other'"),
+        (record(timed=timed({"cudnn": 1.0})), "no comparison: 'solution'"),
+        (record(timed=timed(rounds=0)), "no comparison: tim"),
+        (record(timed=timed({"solution": 0.0, "cudnn": 1.0})), "no comparison: a t"),
+    ],
+)
+def test_whatever_has_no_speedup_says_why(one: Record, reason: str) -> None:
+    assert report.row(one).keys().isdisjoint({"time_us", "speedup", "best_us", "share_of_bound"})
+    assert cells(report.table([one]), 0)[6].startswith(reason)
+
+
+def test_the_speedup_comes_from_the_samples_and_not_from_the_stored_comparison() -> None:
+    stored = Comparison("cudnn", 99.0, 98.0, 99.5, Verdict.FASTER, 24)
+    assert report.table([record(comparisons=(stored,))]) == report.table([record()])
+
+
+@pytest.mark.parametrize(
+    ("errors", "share"),
+    [
+        ((), 0.0),
+        ((PopulationError("a", 1.0, 4.0, 1.0, 2.0),), 0.5),
+        ((PopulationError("a", 3.0, 4.0, 1.0, 2.0),), 0.75),
+        ((PopulationError("a", 1.0, 4.0, 1.0, 2.0), PopulationError("b", 8.0, 4.0, 0.0, 0.0)), 2.0),
+        ((PopulationError("a", 0.0, 0.0, 1e-9, 0.0),), report.LARGEST_SHARE),
+        ((PopulationError("a", float("nan"), 1.0, 0.5, 1.0),), report.LARGEST_SHARE),
+    ],
+)
+def test_the_worst_error_counts(errors: tuple[PopulationError, ...], share: float) -> None:
+    assert report.row(record(checked=replace(CHECKED, errors=errors)))["error_of_budget"] == share
+
+
+@pytest.mark.parametrize(
+    ("grids", "text"),
+    [
+        ([(1, 1, 1)], "k 1 (4 warps)"),
+        ([(12, 1, 1)], "k 12 (4 warps)"),
+        ([(11, 21, 1)], "k 11x21 (4 warps)"),
+        ([(1, 1, 2)], "k 1x1x2 (4 warps)"),
+        ([(3, 1, 1), (5, 1, 1), (3, 1, 1)], "2x k 3 (4 warps), k 5 (4 warps)"),
+        ([], ""),
+    ],
+)
+def test_launches_are_named_once(grids: list[tuple[int, int, int]], text: str) -> None:
+    launches = tuple(Launch("k", grid, 4, None, None, None) for grid in grids)
+    assert report.row(record(checked=replace(CHECKED, launches=launches)))["launches"] == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0.00"), (1.834, "1.83"), (0.31, "0.31"), (0.0213, "0.021"), (123.456, "123.46"), (1e9, "1e+09")],
+)
+def test_figures(value: float, text: str) -> None:
+    assert report._figures(value) == text
+
+
+def test_cards_problems_and_protocols_never_share_a_table() -> None:
+    others = [record(card="rtx4090"), record(problem="conv2d"), record(protocol=PROTOCOL + 1), cpu(record())]
+    text = report.table([record(), *others, record(solution="last")])
+    titles = [line for line in text.splitlines() if "protocol" in line]
+    assert titles == [
+        "convtranspose2d on h200, protocol 1",
+        "convtranspose2d on rtx4090, protocol 1",
+        "conv2d on h200, protocol 1",
+        "convtranspose2d on h200, protocol 2",
+        "convtranspose2d on cpu, protocol 1",
+    ]
+    assert cells(text, 1)[0] == "last"
+
+
+def test_json_rows_have_numbers_in_full() -> None:
+    good, bad = json.loads(
+        report.table([record(timed=timed({"solution": 3.0, "cudnn": 1.0})), failed()], "json")
+    )
+    assert good["speedup"] == pytest.approx(1 / 3, rel=1e-12)
+    assert good["verdict"] == "SLOWER"
+    assert good["best_config"] == {"benchmark": True}
+    assert good["flags"] == []
+    assert "speedup_eager" not in good
+    assert bad["reason"] == "values differ at [0, 1]"
+    assert bad.keys().isdisjoint({"time_us", "best_us", "speedup", "low", "high", "error_of_budget"})
+
+
+def test_csv_has_a_header_and_no_empty_field() -> None:
+    rows = list(csv.DictReader(io.StringIO(report.table([record(), failed(), cpu(record())], "csv"))))
+    assert [one["status"] for one in rows] == ["PASS", "WRONG", "PASS"]
+    assert float(rows[0]["speedup"]) == pytest.approx(1.83)
+    assert [rows[1]["speedup"], rows[2]["time_us"]] == ["-", "-"]
+    assert all(value for one in rows for value in one.values())
+
+
+def test_github_escapes_what_would_break_the_table() -> None:
+    text = report.table([failed(reason="a | b <script>")], "github")
+    assert r"a \| b &lt;script>" in text
+    lines = text.splitlines()[2:]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {12}
+
+
+def test_terminal_codes_are_disarmed() -> None:
+    for fmt in report.FORMATS:
+        text = report.table([failed(reason="\x1b[2Jgone\nPASS\ud800")], fmt)
+        assert "\x1b" not in text
+        assert "\nPASS" not in text
+        text.encode()
+
+
+@pytest.mark.parametrize("fmt", ["table", "github", "json", "csv"])
+def test_no_records(fmt: str) -> None:
+    assert report.table([], fmt).strip() == {"json": "[]", "csv": ""}.get(fmt, "no records")
+    assert report.summary([]) == "no records"
+
+
+def test_an_unknown_format_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'html'.*table, github, json, csv"):
+        report.table([], "html")
+
+
+words = st.text(max_size=80)
+launches = st.builds(
+    Launch,
+    kernel=words,
+    grid=st.tuples(*[st.integers(1, 60_000)] * 3),
+    num_warps=st.integers(1, 32),
+    registers=st.none(),
+    spills=st.none(),
+    shared_bytes=st.none(),
+)
+
+
+@st.composite
+def records(draw: st.DrawFn) -> Record:
+    """Draw records with awkward texts, half of them on the CPU with times that they should not have."""
+    changes: dict[str, object] = {
+        "solution": draw(words),
+        "card": draw(st.sampled_from(["cpu", "h200"])),
+        "cell": Cell(
+            draw(words), draw(words), {}, *draw(st.sampled_from([("fp32", "tf32"), ("bf16", "fp32")]))
+        ),
+        "checked": replace(CHECKED, launches=tuple(draw(st.lists(launches, max_size=3)))),
+        "flags": tuple(draw(st.lists(words, max_size=3))),
+        "timed": timed(SECRET_US),
+        "comparisons": (Comparison("cudnn", 8888 / 7777, 1.1, 1.2, Verdict.FASTER, 24),),
+        "roofline": {"bound_us": 6666.0, "share_of_bound": 6666.0 / 7777.0},
+    }
+    if draw(st.booleans()):
+        return failed(draw(st.sampled_from([Status.WRONG, Status.NOT_EMULATED])), draw(words), **changes)
+    return record(**changes)
+
+
+def test_a_long_line_loses_flags_before_names() -> None:
+    cell = Cell("waves", "128x64@1w-under", {}, "fp32", "tf32")
+    flags = ("claim_mismatch", "samples_thinned", "autocorrelated")
+    text = report.table([record(cell=cell, flags=flags)])
+    assert cells(text, 0)[:2] == ["phase_gemm", "waves/128x64@1w-under"]
+    assert re.fullmatch(r"claim_\w*\.\.\.\w*related", cells(text, 0)[-1])
+
+
+@given(st.lists(records(), min_size=1, max_size=4))
+@settings(max_examples=100, deadline=None)
+def test_a_terminal_line_fits(many: list[Record]) -> None:
+    for text in (report.table(many), report.summary(many)):
+        assert max(map(len, text.splitlines())) <= report.WIDTH
+
+
+digitless = st.text(st.characters(blacklist_categories=["N"]), max_size=10).filter(
+    lambda text: "us" not in text
+)
+
+
+@given(records(), digitless, st.sampled_from(report.FORMATS))
+@settings(max_examples=100, deadline=None)
+def test_a_cpu_record_never_shows_a_time_or_a_speedup(one: Record, name: str, fmt: str) -> None:
+    cell = replace(one.cell, sweep=name, label=name)
+    one = replace(one, card="cpu", solution=name, cell=cell, flags=(), checked=CHECKED)
+    if one.failed:
+        one = replace(one, failed=replace(one.failed, reason=name))
+    for text in (report.table([one], fmt), report.summary([one], "github" if fmt == "github" else "table")):
+        assert not re.search(r"7777|8888|9999|6666|1\.1|0\.86|_us\b", text)
+        assert not re.search("speed|faster|best|eager|bound|rounds", text.replace(name, "").lower())
+
+
+def summary_cells(many: Sequence[Record]) -> list[list[str]]:
+    text = report.summary(many)
+    return [cells(text, line) for line in range(len(text.splitlines()) - 4)]
+
+
+def test_the_summary_ranks_only_what_passed_everywhere() -> None:
+    def half(status: Status) -> Callable[..., Record]:
+        return lambda **changes: record(**changes) if status is Status.PASS else failed(status, **changes)
+
+    two, eight = timed({"solution": 1.0, "cudnn": 2.0}), timed({"solution": 1.0, "cudnn": 8.0})
+    fp16 = Cell("kernelbench", "81", {}, "fp16", "tf32")
+    many = [
+        record(timed=two),
+        record(timed=eight),
+        record(timed=eight, cell=fp16),
+        half(Status.WRONG)(cell=fp16),
+        half(Status.TIMEOUT)(cell=fp16),
+        record(solution="check_only", timed=None),
+        record(solution="small", timed=two),
+        record(solution="small", timed=eight, flags=("launch_bound",)),
+        record(solution="tiny", timed=eight, flags=("launch_bound",)),
+    ]
+    assert summary_cells(many) == [
+        ["phase_gemm", "tf32", "2", "2", "4.00 (2 of 2)", "-"],
+        ["phase_gemm", "fp16", "3", "1", "unranked: 2 of 3 did not pass", "1 WRONG, 1 TIMEOUT"],
+        ["check_only", "tf32", "1", "1", "unranked: 0 of 1 compared", "-"],
+        ["small", "tf32", "2", "2", "2.00 (1 of 1, 1 launch-bound apart)", "-"],
+        ["tiny", "tf32", "1", "1", "unranked: 0 of 0 compared, 1 launch-bound apart", "-"],
+    ]
+
+
+def test_the_summary_of_a_cpu_run_counts_only() -> None:
+    many = [cpu(record()), cpu(failed(Status.CRASH)), cpu(failed(Status.CRASH))]
+    assert summary_cells(many) == [["phase_gemm", "tf32", "3", "1", "2 CRASH"]]
