@@ -50,6 +50,9 @@ class Fault(IntEnum):
     OOM = 4
 
 
+_KINDS = frozenset(int(k) for k in Kind)
+
+
 class BadFrame(Exception):
     """The other side sent something that is not a frame."""
 
@@ -77,7 +80,7 @@ def parse(data: bytes) -> Frame:
     if len(data) != FRAME_BYTES:
         raise BadFrame(f"a frame of {len(data)} bytes instead of {FRAME_BYTES}")
     magic, kind, code, seq, *rest = _LAYOUT.unpack(data)
-    if magic != _MAGIC or kind not in Kind:
+    if magic != _MAGIC or kind not in _KINDS:
         raise BadFrame("a frame of unknown kind")
     text = rest[9].rstrip(b"\0").decode("utf-8", "replace")
     shown = "".join(c if c.isprintable() or c == "\n" else " " for c in text)

@@ -1,0 +1,315 @@
+"""Words for humans: arguments in, lines and tables out. The only place that prints; never loads torch."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runner.load import ROOT, BadInput
+from runner.schema import DTYPES, MATHS
+
+if TYPE_CHECKING:
+    from runner.load import Problem, Solution
+    from runner.pipeline import Event, Outcome, Request
+    from runner.schema import Record
+
+EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_HARNESS, EXIT_DEVICE = range(5)
+FORMATS = ("table", "github", "json", "csv")
+_EPILOG = "exit codes: 0 done; 1 a solution failed; 2 wrong usage or bad input; 3 the harness failed; 4 no such device"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Wrong usage is one line, like every other bad input."""
+
+    def error(self, message: str) -> None:  # type: ignore[override] # raises instead of exiting
+        raise BadInput(f"{message} (see {self.prog} --help)")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run a command line; returns the exit code."""
+    try:
+        if not sys.platform.startswith("linux"):
+            raise BadInput(f"KernelWave runs on Linux (or WSL), not on {sys.platform}")
+        options = _parser().parse_args(_with_command(list(arguments)))
+        command: Callable[[argparse.Namespace], int] = options.command
+        return command(options)
+    except KeyboardInterrupt:
+        print("interrupted: what is recorded stays; run again to go on", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()  # or the interpreter would complain once more on its way out
+        return EXIT_DONE
+    except Exception as error:
+        code = _code_of(error)
+        if code is None:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return code
+
+
+def _code_of(error: Exception) -> int | None:
+    """Exit code of an error that is one clear line; None for a bug."""
+    from runner import devices, pipeline, record  # noqa: PLC0415 - an error may take its time
+
+    codes: dict[type[Exception], int] = {
+        BadInput: EXIT_USAGE,
+        devices.NoDevice: EXIT_DEVICE,
+        pipeline.HarnessFailure: EXIT_HARNESS,
+        record.ResultsUnwritable: EXIT_HARNESS,
+        record.ResultsBusy: EXIT_HARNESS,
+    }
+    return next((code for kind, code in codes.items() if isinstance(error, kind)), None)
+
+
+def _with_command(arguments: list[str]) -> list[str]:
+    """`run` may be left out: `python -m runner --problem NAME`."""
+    commands = ("run", "list", "check", "import")
+    plain = arguments and (arguments[0] in commands or arguments[0] in ("-h", "--help", "--version"))
+    return arguments if plain else ["run", *arguments]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m runner", description="KernelWave: GPU kernels against PyTorch", epilog=_EPILOG)
+    parser.add_argument("--version", action="version", version=_version())
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+    _add_run(commands.add_parser("run", help="check and time solutions (the default command)", epilog=_EPILOG))
+    listing = commands.add_parser("list", help="problems, sweeps, solutions, baselines, cards")
+    listing.set_defaults(command=_list)
+    checking = commands.add_parser("check", help="lint and correctness of one file, nothing is recorded")
+    checking.add_argument("file", metavar="FILE")
+    checking.add_argument("--problem", required=True, metavar="NAME|PATH")
+    _add_cells(checking)
+    checking.set_defaults(command=_check)
+    importing = commands.add_parser("import", help="sort in records that another machine wrote with -o")
+    importing.add_argument("file", type=Path, metavar="FILE")
+    importing.add_argument("--results", type=Path, default=ROOT / "results", metavar="DIR")
+    importing.set_defaults(command=_import)
+    return parser
+
+
+def _version() -> str:
+    try:
+        return f"kernelwave {metadata.version('kernelwave')}"
+    except metadata.PackageNotFoundError:
+        return "kernelwave (a checkout that is not installed)"
+
+
+def _add_cells(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--shapes", action="append", default=[], metavar="SWEEP|LABEL|k=v,...", help="default: by device")
+    parser.add_argument("--dtype", default="fp32,fp16", metavar="LIST", help=f"of {', '.join(DTYPES)} (default: %(default)s)")
+    parser.add_argument("--math", default="tf32,fp32", metavar="LIST", help="accuracy of fp32 cells (default: %(default)s)")
+    parser.add_argument("--device", metavar="cpu|cuda:N", help="default: a GPU if there is one")
+    parser.add_argument("--card", metavar="NAME", help="GPU that the sweep `waves` is placed for (default: the device's)")
+    parser.add_argument("--timeout", type=_positive, default=60.0, metavar="S", help="for a call; building takes twice as much")
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--problem", required=True, metavar="NAME|PATH")
+    parser.add_argument("--solution", action="append", default=[], metavar="NAME|PATH", help="default: all of the problem")
+    _add_cells(parser)
+    parser.add_argument("--baseline", action="append", default=[], metavar="NAME", help="default: all")
+    parser.add_argument("--quick", action="store_true", help="stop at an interval of 3 %% instead of 1 %%")
+    parser.add_argument("--rerun", action="store_true", help="run cells that are recorded already")
+    parser.add_argument("--budget", type=_positive, metavar="S", help="begin no cell after this time")
+    parser.add_argument("--dry-run", action="store_true", help="show the plan and its estimated time")
+    parser.add_argument("--format", choices=FORMATS, default="table")
+    parser.add_argument("--results", type=Path, default=ROOT / "results", metavar="DIR")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write all records to one file, for `import`")
+    parser.set_defaults(command=_run)
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a positive number of seconds")
+    return value
+
+
+def _choices(kind: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
+    from runner.load import unknown  # noqa: PLC0415 - only when a run is planned
+
+    chosen = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    for name in chosen or ("",):
+        if name not in known:
+            raise unknown(kind, name, known)
+    return chosen
+
+
+def _request(options: argparse.Namespace, problem: Problem, solutions: Sequence[Solution]) -> Request:
+    from runner import cards, devices, load, pipeline  # noqa: PLC0415 - `--help` need not pay
+
+    baselines = load.baseline_names()
+    for name in options.baseline:
+        if name not in baselines:
+            raise load.unknown("baseline", name, baselines)
+    dtypes, maths = _choices("dtype", options.dtype, DTYPES), _choices("math", options.math, MATHS)
+    if options.card is not None and options.card not in cards.card_names():
+        raise load.unknown("card", options.card, cards.card_names())
+    device = devices.choose(options.device)
+    sms = cards.load_card(options.card or pipeline.TARGET_CARD).sms
+    return pipeline.Request(
+        problem=problem,
+        solutions=tuple(solutions),
+        cells=pipeline.plan_cells(problem, options.shapes, dtypes, maths, device, sms),
+        baselines=tuple(options.baseline or baselines),
+        device=device,
+        results=options.results,
+        output=options.output,
+        rerun=options.rerun,
+        budget_s=options.budget,
+        limits=_limits(options),
+    )
+
+
+def _limits(options: argparse.Namespace) -> dict[str, float]:
+    target, timing_s = (0.03, 1.0) if options.quick else (0.01, 2.0)
+    return {"build_s": 2 * options.timeout, "call_s": options.timeout, "timing_s": timing_s, "target": target}
+
+
+def _run(options: argparse.Namespace) -> int:
+    from runner import load, pipeline, report  # noqa: PLC0415 - `--help` need not pay
+
+    problem = load.find_problem(options.problem)
+    names = options.solution or load.solution_names(problem.name)
+    if not names:
+        raise BadInput(f"problem '{problem.name}' has no solutions: name one with --solution PATH")
+    request = _request(options, problem, [load.find_solution(name, problem.name) for name in names])
+    if options.dry_run:
+        return _dry_run(request)
+    outcome = pipeline.run(request, _watcher(request.device))
+    for line in outcome.problems:
+        print(f"warning: {line}", file=sys.stderr)
+    print(report.table(outcome.records, options.format))
+    if options.format in ("table", "github"):
+        print(report.summary(outcome.records, options.format))
+    if outcome.left:
+        print(f"stopped by the budget with {outcome.left} cells left: run again to go on", file=sys.stderr)
+    return _verdict(outcome)
+
+
+def _verdict(outcome: Outcome) -> int:
+    from runner.schema import Status  # noqa: PLC0415 - beside its use
+
+    statuses = {r.status for r in outcome.records}
+    if Status.ERROR in statuses:
+        return EXIT_HARNESS
+    harmless = {Status.PASS, Status.NOT_COVERED, Status.NOT_EMULATED, Status.UNSUPPORTED}
+    return EXIT_DONE if statuses <= harmless else EXIT_FAILED
+
+
+def _dry_run(request: Request) -> int:
+    from runner import pipeline  # noqa: PLC0415 - `--help` need not pay
+
+    jobs = request.jobs
+    recorded = pipeline.recorded(request)
+    todo = [job for job in jobs if (job.solution.name, job.cell.key) not in recorded]
+    for job in todo:
+        print(f"{job.solution.name}  {job.cell.sweep}/{job.cell.label}  {job.cell.arithmetic}")
+    seconds = len(todo) * pipeline.ESTIMATE_S[request.device.partition(":")[0]]
+    print(
+        f"{len(jobs)} cells on {request.device}: {len(jobs) - len(todo)} recorded by this protocol for these files, "
+        f"{len(todo)} to run, about {seconds / 60:.1f} min"
+    )
+    return EXIT_DONE
+
+
+def _watcher(device: str) -> Callable[[Event], None]:
+    """Progress on standard error: a bar on a terminal, plain lines elsewhere."""
+    if not sys.stderr.isatty():
+        return _plain_progress
+    from rich.console import Console  # noqa: PLC0415 - only on a terminal
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    progress = Progress(*columns, console=Console(stderr=True), transient=True)
+    task = progress.add_task(device, total=None)
+    progress.start()
+
+    def watch(event: Event) -> None:
+        job, done = event.job, event.index + (event.record is not None)
+        text = f"{job.solution.name} {job.cell.sweep}/{job.cell.label} {job.cell.arithmetic}"
+        progress.update(task, total=event.total, completed=done, description=text)
+        if done == event.total:
+            progress.stop()
+
+    return watch
+
+
+def _plain_progress(event: Event) -> None:
+    if event.record is None or event.resumed:
+        return
+    job, made = event.job, event.record
+    reason = f": {made.failed.reason}" if made.failed else ""
+    place = f"{job.solution.name} {job.cell.sweep}/{job.cell.label} {job.cell.arithmetic}"
+    print(f"[{event.index + 1}/{event.total}] {place} {made.status}{reason}", file=sys.stderr)
+
+
+def _list(_: argparse.Namespace) -> int:
+    from runner import cards, load, pipeline  # noqa: PLC0415 - `--help` need not pay
+
+    sms = cards.load_card(pipeline.TARGET_CARD).sms
+    for name in load.problem_names():
+        problem = load.find_problem(name)
+        print(f"problem {name}")
+        for sweep, rows in problem.sweeps(sms).items():
+            print(f"  sweep {sweep}: {', '.join(rows)}")
+        for solution in load.solution_names(name):
+            print(f"  solution {solution}: {_technique(load.find_solution(solution, name))}")
+    print(f"baselines: {', '.join(load.baseline_names())}")
+    print(f"cards: {', '.join(cards.card_names())}")
+    return EXIT_DONE
+
+
+def _technique(solution: Solution) -> str:
+    from runner.lint import read_header  # noqa: PLC0415 - `--help` need not pay
+
+    return read_header(solution.source).technique or "(no docstring)"
+
+
+def _check(options: argparse.Namespace) -> int:
+    """Findings and correctness; records go to a folder that is thrown away."""
+    from tempfile import TemporaryDirectory  # noqa: PLC0415 - `--help` need not pay
+
+    from runner import lint, load, pipeline  # noqa: PLC0415
+
+    problem = load.find_problem(options.problem)
+    solution = load.find_solution(options.file if "/" in options.file else f"./{options.file}", problem.name)
+    for finding in lint.lint(solution.source):
+        print(f"{options.file}:{finding.line}: {finding.severity} [{finding.rule}] {finding.message}")
+    with TemporaryDirectory(prefix="kernelwave-check-") as folder:
+        options.__dict__.update(baseline=[], rerun=True, budget=None, output=None, results=Path(folder), quick=True)
+        request = pipeline.without_timing(_request(options, problem, [solution]))
+        begun = time.monotonic()
+        outcome = pipeline.run(request, _plain_progress)
+    failed = [r for r in outcome.records if r.failed]
+    for one in failed:
+        print(_failure(one))
+    print(f"{len(outcome.records) - len(failed)} of {len(outcome.records)} cells pass in {time.monotonic() - begun:.0f} s")
+    return _verdict(outcome)
+
+
+def _failure(made: Record) -> str:
+    failed = made.failed
+    return f"{made.cell.sweep}/{made.cell.label} {made.cell.arithmetic}: {made.status}: {failed.reason if failed else ''}"
+
+
+def _import(options: argparse.Namespace) -> int:
+    from runner import record  # noqa: PLC0415 - `--help` need not pay
+
+    try:
+        with record.lock_results(options.results):
+            added, skipped, problems = record.import_file(options.file, options.results)
+    except OSError as error:
+        raise BadInput(f"cannot read '{options.file}': {error.strerror}") from error
+    for line in problems:
+        print(f"warning: {line}", file=sys.stderr)
+    print(f"{added} records added, {skipped} were there already, {len(problems)} lines are no records")
+    return EXIT_USAGE if problems and not added and not skipped else EXIT_DONE

@@ -163,7 +163,7 @@ def _calls_no_library(tree: ast.Module) -> Iterator[Finding]:
         else:
             continue
         if used:
-            yield Finding(node.lineno, "library", ADVICE, f"{used} is a library's kernel")
+            yield Finding(node.lineno, "library", ADVICE, f"{used} runs a library's kernel")
 
 
 def _library_operator(dotted: str) -> str:
@@ -179,7 +179,7 @@ def _called_layer(node: ast.Call, aliases: Aliases, layers: set[str]) -> str:
         called = called.value
         if isinstance(called, ast.Call) and _dotted(called.func, aliases) == "super":
             return "the inherited forward"
-    if isinstance(called, ast.Call) and _constructs_layer(called, aliases):
+    if isinstance(called, ast.Call) and any(_is_layer(made, aliases) for made in (called, *called.args)):
         return "a layer called where it is made"
     dotted = _dotted(called, aliases)
     return f"the layer {dotted}" if dotted in layers else ""
@@ -226,13 +226,17 @@ def _declarations(tree: ast.Module) -> Iterator[tuple[str, int, tuple[str, ...] 
 
 def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
     """Yield a module's statements, also those inside `if` and `try`; not a __main__ block's."""
-    for node in body:
+    pending = body[::-1]
+    while pending:  # no recursion: each `elif` is one level deeper
+        node = pending.pop()
         yield node
+        inner: list[ast.stmt] = []
         if isinstance(node, ast.If) and "__name__" not in _names(node.test):
-            yield from _statements(node.body + node.orelse)
+            inner = node.body + node.orelse
         elif isinstance(node, ast.Try):
             handled = [statement for handler in node.handlers for statement in handler.body]
-            yield from _statements(node.body + handled + node.orelse + node.finalbody)
+            inner = node.body + handled + node.orelse + node.finalbody
+        pending += inner[::-1]
 
 
 def _bound_names(node: ast.stmt) -> set[str]:
@@ -286,7 +290,8 @@ def _layers(tree: ast.Module, aliases: Aliases) -> set[str]:
 
 
 def _constructs_layer(node: ast.expr, aliases: Aliases) -> bool:
-    return any(
-        isinstance(child, ast.Call) and LAYER.fullmatch(_dotted(child.func, aliases)) is not None
-        for child in ast.walk(node)
-    )
+    return any(_is_layer(child, aliases) for child in ast.walk(node))
+
+
+def _is_layer(node: ast.AST, aliases: Aliases) -> bool:
+    return isinstance(node, ast.Call) and LAYER.fullmatch(_dotted(node.func, aliases)) is not None

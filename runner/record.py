@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import math
 import os
 import re
-from dataclasses import is_dataclass, replace
-from enum import StrEnum
-from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
+from runner.decode import Malformed, decode
 from runner.schema import PROTOCOL, SCHEMA, Cell, Record, Status, digest, to_json
 
 if TYPE_CHECKING:
@@ -73,7 +71,10 @@ def from_line(text: str) -> Record:
         raise BadRecord("not a record: no 'schema'")
     if data["schema"] != SCHEMA:
         raise BadRecord(f"schema {data['schema']!r:.20}, this version reads {SCHEMA}")
-    record: Record = _build(Record, data, "")
+    try:
+        record: Record = decode(Record, data)
+    except Malformed as error:
+        raise BadRecord(str(error)) from None
     _check_consistent(record)
     return record
 
@@ -273,79 +274,6 @@ def _check_consistent(record: Record) -> None:
 
 def _reject_constant(name: str) -> float:
     raise ValueError(f"{name} is not a number")
-
-
-_type_hints = functools.cache(get_type_hints)
-
-
-def _build(kind: Any, value: Any, where: str) -> Any:
-    """Turn plain JSON into a value of the annotated type `kind`, or raise `BadRecord` naming the place."""
-    origin, arguments = get_origin(kind), get_args(kind)
-    if is_dataclass(kind):
-        return _build_fields(kind, value, where)
-    if origin is UnionType:
-        return _build_union(arguments, value, where)
-    if origin is tuple:
-        return _build_tuple(arguments, value, where)
-    if origin is dict:
-        entries = _expect(dict, value, where).items()
-        return {key: _build(arguments[1], item, f"{where}.{key}") for key, item in entries}
-    return _build_scalar(kind, value, where)
-
-
-def _build_fields(kind: Any, value: Any, where: str) -> Any:
-    data = _expect(dict, value, where)
-    known = {
-        name: _build(hint, data[name], f"{where}.{name}".lstrip("."))
-        for name, hint in _type_hints(kind).items()
-        if name in data
-    }
-    try:
-        return kind(**known)
-    except TypeError as error:  # names the fields that are missing
-        raise BadRecord(f"{where or 'record'}: {error}") from None
-
-
-def _build_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
-    if value is None and NoneType in kinds:
-        return None
-    *first, last = [kind for kind in kinds if kind is not NoneType]
-    for kind in first:
-        with contextlib.suppress(BadRecord):
-            return _build(kind, value, where)
-    return _build(last, value, where)
-
-
-def _build_tuple(kinds: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
-    items = _expect(list, value, where)
-    if kinds[-1] is Ellipsis:
-        kinds = kinds[:1] * len(items)
-    if len(items) != len(kinds):
-        raise BadRecord(f"{where}: {len(items)} items, expected {len(kinds)}")
-    return tuple(
-        _build(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(kinds, items, strict=True))
-    )
-
-
-def _build_scalar(kind: Any, value: Any, where: str) -> Any:
-    if kind is Any:
-        return value
-    if issubclass(kind, StrEnum):
-        if value not in list(kind):
-            raise BadRecord(f"{where}: {value!r:.40} is no {kind.__name__}")
-        return kind(value)
-    if kind is float and type(value) is int and abs(value) < 2**53:
-        return float(value)
-    if kind is float and isinstance(value, float) and not math.isfinite(value):
-        raise BadRecord(f"{where}: not finite")
-    return _expect(kind, value, where)
-
-
-def _expect(kind: Any, value: Any, where: str) -> Any:
-    """Return `value` if it is exactly of type `kind`: JSON's true is no number."""
-    if type(value) is not kind:
-        raise BadRecord(f"{where or 'record'}: {value!r:.40} is no {kind.__name__}")
-    return value
 
 
 def _scan(path: Path) -> Iterator[tuple[str, Record | BadRecord]]:

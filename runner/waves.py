@@ -37,8 +37,8 @@ class Occupancy:
     `limits` says how many programs each resource alone would leave on an SM, `limiters` which of them bind;
     with `programs_per_sm` 0 the launch does not fit the card. `waves` counts rounds of all slots. Two
     efficiencies bracket the cost of the last, partly filled round, each the mean share of the machine in
-    use: `eta_slot` if programs on one SM do not slow each other, `eta_sm` if they share its throughput. All
-    three are None where nothing runs.
+    use: `eta_slot` if programs on one SM do not slow each other, `eta_sm` if they share its throughput.
+    They are None where nothing runs, `waves` where nothing fits.
     """
 
     programs: int

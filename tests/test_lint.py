@@ -214,6 +214,7 @@ def test_a_method_may_be_called_like_the_harness():
         "from torch import matmul as m; return m(x, w)",
         "import torch as t; return t.matmul(x, w)",
         "return nn.Conv2d(1, 1, 1)(x)",
+        "return nn.Sequential(nn.Conv2d(1, 1, 1))(x)",
         "import torch.nn.functional; return torch.nn.Conv2d(1, 1, 1)(x)",
         "return super().forward(x)",
     ],
@@ -361,6 +362,20 @@ def test_only_what_cannot_run_or_be_planned_is_an_error():
 def test_any_text_gets_findings_and_no_exception(source):
     assert isinstance(lint(source), tuple)
     assert isinstance(read_header(source), Header)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "x" + "()" * 2000,
+        "x" + ".a" * 2000,
+        "if a:\n    b = 1\n" + "elif a:\n    b = 1\n" * 800,
+        "x = 1\n" * 20_000,
+    ],
+    ids=["calls", "attributes", "branches", "statements"],
+)
+def test_a_hostile_text_is_read_in_time(source):
+    assert rules(source)
 
 
 def test_linting_runs_nothing(tmp_path):

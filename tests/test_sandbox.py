@@ -259,6 +259,10 @@ def hold_capabilities(mask: int) -> None:
         libc.call("capset", struct.pack("=Ii", 0x20080522, 0), struct.pack("=6I", mask, mask, 0, 0, 0, 0))
 
 
+def own_descriptors() -> list[Path]:
+    return list(Path("/proc/self/fd").iterdir())
+
+
 def observe(scene: Scene, variant: str) -> dict[str, Any]:
     """Enter the sandbox, unless this is the control, and try everything."""
     isolation = sandbox.Isolation("control", (), ())
@@ -291,6 +295,8 @@ def observe(scene: Scene, variant: str) -> dict[str, Any]:
         "net": str(Path("/proc/self/ns/net").readlink()),
         "environment": dict(os.environ),
         "cwd": str(Path.cwd()),
+        "writes_bytecode": not sys.dont_write_bytecode,
+        "pinned": any(fd.resolve() == Path("/proc/self/task").resolve() for fd in own_descriptors()),
     }
 
 
@@ -323,6 +329,9 @@ def in_a_fork(report: Callable[[], Any]) -> Any:
 def judge(folder: str) -> None:
     """Play the judge in a process of its own: print what each variant observed."""
     observations = {}
+    # what a zygote may have done before a fork
+    tempfile.gettempdir()
+    _, most = resource.getrlimit(resource.RLIMIT_CORE)
     for index, variant in enumerate(VARIANTS):
         scene = Scene(Path(folder, f"scratch{index}"), Path(folder, f"outside{index}"), os.getpid())
         scene.scratch.mkdir()
@@ -332,6 +341,8 @@ def judge(folder: str) -> None:
         shutil.copy("/bin/true", scene.outside / "true")
         (scene.scratch / "shortcut").symlink_to(scene.secret)
         mode, processors = scene.secret.stat().st_mode, os.sched_getaffinity(0)
+        with contextlib.suppress(ValueError):  # lowered for good by the control, unless by root
+            resource.setrlimit(resource.RLIMIT_CORE, (most, most))
         with socket.socket(socket.AF_UNIX) as path, socket.socket(socket.AF_UNIX) as name:
             path.bind(str(scene.outside / "door"))
             name.bind(f"\0door-{scene.judge}")
@@ -420,10 +431,25 @@ def test_layers_are_those_enforced(observations: dict[str, Any], variant: str) -
     assert ("landlock" in families) == (observed["tried"]["read a file"] == "EACCES")
     assert ("namespaces" in families) == (observed["net"] != observed["judge_net"])
     assert ("no_caps" in families) == (capabilities == {""})
-    assert ("rlimits" in families) == all(observed["limits"][name] <= most for name, most in LIMITS.items())
+    assert ("rlimits" in families) == all(
+        0 <= observed["limits"][name] <= most for name, most in LIMITS.items()
+    )
     missing = {reason.partition(":")[0] for reason in observed["isolation"]["missing"]}
     assert not families & missing
+    assert ("landlock" in families) == observed["pinned"]
     assert families | missing >= {*sandbox.CORE_LAYERS, "namespaces", "clean_environ"}
+
+
+def test_what_the_kernel_offers_is_on(observations: dict[str, Any]) -> None:
+    """Asked here by other means, or a broken layer would only skip the tests above."""
+    offered = {"single_thread", "clean_environ", "rlimits", "no_caps", "no_new_privs"}
+    with contextlib.suppress(OSError):
+        offered.add(f"landlock-{min(libc.call('syscall', 444, None, 0, 1), 7)}")
+    if Path("/proc/sys/kernel/seccomp/actions_avail").exists() and platform.machine() in seccomp.MACHINES:
+        offered.add("seccomp")
+    if shutil.which("unshare") and subprocess.run(["unshare", "--net", "true"], check=False).returncode == 0:
+        offered.add("namespaces-net+ipc")
+    assert offered <= set(observations["sandbox"]["isolation"]["layers"])
 
 
 def test_level(observations: dict[str, Any]) -> None:
@@ -470,6 +496,7 @@ def test_environment_is_clean(observations: dict[str, Any]) -> None:
         name: value for name, value in observed["environment"].items() if name in sandbox.KEPT_VARIABLES
     }
     assert Path(observed["environment"]["TMPDIR"]).is_dir()
+    assert not observed["writes_bytecode"]
 
 
 def test_dirty_start_is_reported(tmp_path: Path) -> None:
@@ -498,14 +525,14 @@ sandbox.close_descriptors({answers, kept})
 open_now = {}
 for fd in range(64):
     try:
-        open_now[fd] = os.readlink(f"/proc/self/fd/{fd}")
-    except FileNotFoundError:
+        open_now[fd] = [os.readlink(f"/proc/self/fd/{fd}"), os.get_inheritable(fd)]
+    except OSError:
         pass
 os.write(answers, json.dumps([answers, kept, other, open_now]).encode())"""
     answers, kept, other, open_now = start(code)
     assert {int(fd) for fd in open_now} == {0, 1, 2, answers, kept}
     assert str(other) not in open_now
-    assert {open_now[fd] for fd in "012"} == {os.devnull}
+    assert [open_now[fd] for fd in "012"] == [[os.devnull, True]] * 3
 
 
 STRANGER = """
@@ -580,6 +607,28 @@ def test_grants_go_around_private_places(tmp_path: Path, monkeypatch: pytest.Mon
     assert list(view._around(usr / "app" / ".venv")) == [usr / "app" / ".venv"]
     assert not list(view._around(usr / "app"))
     assert not list(view._around(Path("/")))
+
+
+def test_compiler_is_granted_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = tmp_path / "gcc-15" / "bin" / "gcc"
+    compiler.parent.mkdir(parents=True)
+    compiler.touch(mode=0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    assert (tmp_path / "gcc-15", view.RUN) in set(view.grants(tmp_path, "cpu"))
+
+
+@pytest.mark.parametrize(
+    ("version", "rights", "size_bytes"),
+    [(2, 0x3FFF, 8), (3, 0x7FFF, 8), (4, 0x7FFF, 16), (5, 0xFFFF, 16), (6, 0xFFFF, 24), (7, 0xFFFF, 24)],
+)
+def test_kernel_is_asked_for_what_it_knows(
+    monkeypatch: pytest.MonkeyPatch, version: int, rights: int, size_bytes: int
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(libc, "call", lambda *arguments: asked.extend(arguments))
+    landlock._create(version)
+    _, _, attributes, size, _ = asked
+    assert (struct.unpack("=QQQ", attributes)[0], size) == (rights, size_bytes)
 
 
 def run_filter(program: list[seccomp.Instruction], data: bytes) -> int:

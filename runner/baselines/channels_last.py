@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from runner.baselines.cudnn import configure as configure
+from runner.baselines.cudnn import FLAGS as FLAGS
 
 HEADLINE = True
+LAYOUT = "channels_last, converted inside"
 
 
 class ChannelsLast(nn.Module):

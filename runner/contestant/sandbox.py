@@ -123,11 +123,9 @@ def close_descriptors(keep: Collection[int]) -> None:
         if descriptor not in keep:
             with suppress(OSError):  # the listing's own
                 os.close(descriptor)
-    for descriptor in {0, 1, 2}.difference(keep):
-        null = os.open(os.devnull, os.O_RDWR)
-        if null != descriptor:
-            os.dup2(null, descriptor)
-            os.close(null)
+    for _ in {0, 1, 2}.difference(keep):
+        # the lowest free number each time; programs started later shall have it too
+        os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
 def _require_one_thread() -> None:

@@ -77,7 +77,7 @@ class Contestant:
                 self.model = self.build(job)
                 self.allocate(job)
             elif frame.kind == Kind.ECHO:
-                word = int(self.blocks[frame.args[0]][:8].view(torch.int64)[0])
+                word = self.memory.peek(frame.args[0], 0)
                 channel.send(self.sock, Frame(Kind.NONCE, args=(frame.args[0], word)))
             elif frame.kind == Kind.RELEASE:
                 self.release()
@@ -158,7 +158,8 @@ class Contestant:
         instance.load_state_dict(self.model.state_dict())
 
         def configure() -> None:
-            module.configure()
+            for name, value in module.FLAGS.items():
+                setattr(torch.backends.cudnn, name, value)
             set_arithmetic(job["dtype"], job["math"])
 
         return Seat(module.wrap(instance.eval()), configure)
@@ -389,13 +390,17 @@ def _story(error: BaseException) -> str:
 
 def main(sock: socket.socket, page_fd: int, scratch: Path, device_name: str) -> None:
     """Enter the sandbox, say which level was reached, then serve."""
+    sandbox.close_descriptors({0, 1, 2, sock.fileno(), page_fd})
     page = Page(page_fd)
+    os.close(page_fd)
     isolation = sandbox.enter(scratch, device=device_name.partition(":")[0])
-    sandbox.close_descriptors({0, 1, 2, sock.fileno()})
     die_with_parent()
     torch.set_num_threads(1)
     channel.send(sock, Frame(Kind.HELLO, text=json.dumps([isolation.level, isolation.layers, isolation.missing])))
     device = torch.device(device_name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.empty(1, device=device)  # makes the context that raw driver calls need
     contestant = Contestant(sock, page, scratch, device)
     try:
         contestant.loop()

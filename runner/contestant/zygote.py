@@ -78,7 +78,10 @@ class Zygote:
                     self._drain(self.children[key.data])
 
     def _request(self) -> bool:
-        data, ancillary, _, _ = self.control.recvmsg(MESSAGE_BYTES, socket.CMSG_SPACE(4 * 4))
+        try:
+            data, ancillary, _, _ = self.control.recvmsg(MESSAGE_BYTES, socket.CMSG_SPACE(4 * 4))
+        except ConnectionResetError:
+            return False
         if not data:
             return False
         fds = array.array("i")
@@ -189,6 +192,8 @@ def _preload(device: str) -> None:
     importlib.import_module("torch")
     importlib.import_module("triton")
     importlib.import_module("runner.contestant.shim")
+    if device == "cpu":
+        importlib.import_module("runner.contestant.emulate").install()
     for file in sorted((Path(__file__).parent.parent / "baselines").glob("[a-z]*.py")):
         importlib.import_module(f"runner.baselines.{file.stem}")
     if device != "cpu":
@@ -206,6 +211,7 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     Zygote(control, device).serve()
+    os._exit(0)  # without Triton's complaints about what it has not freed
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from runner import load
 from runner.contestant.zygote import die_with_parent
 from runner.judge import environment
 from runner.judge.referee import Limits, Referee, Ruling
-from runner.schema import Cell, Failed, Status, from_json, to_json
+from runner.schema import Cell, Failed, Status, to_json
 
 _PR_SET_DUMPABLE = 4
 
@@ -33,7 +33,7 @@ def answer(referee: Referee, request: dict[str, Any]) -> dict[str, Any]:
     solution = load.Solution(request["solution"]["name"], Path(request["solution"]["path"]), request["solution"]["source"])
     shape = {k: tuple(v) if isinstance(v, list) else v for k, v in request["cell"].pop("shape").items()}
     cell = Cell(shape=shape, **request["cell"])
-    referee.limits = from_json(Limits, request["limits"])
+    referee.limits = Limits(**request["limits"])
     try:
         ruling = referee.rule(problem, solution, cell, tuple(request["baselines"]), entropy)
     except torch.OutOfMemoryError as error:

@@ -25,14 +25,15 @@ from typing import Any
 
 import torch
 
-from runner import channel, cuda_ipc
+from runner import channel, cuda_ipc, load
 from runner.channel import BadFrame, Call, Fault, Frame, Kind, Output, Page
+from runner.contestant.sandbox import allowed_environment
 from runner.contestant.zygote import MESSAGE_BYTES
 from runner.schema import Status
 
 _POLL_S = 0.02
 _MAX_FRAMES = 512  # of one wait; an honest contestant sends tens
-_FAULTS = {Fault.BUILD: Status.BUILD, Fault.CALL: Status.CRASH, Fault.OUTPUT: Status.WRONG, Fault.OOM: Status.OOM}
+_FAULTS: dict[int, Status] = {Fault.BUILD: Status.BUILD, Fault.CALL: Status.CRASH, Fault.OUTPUT: Status.WRONG, Fault.OOM: Status.OOM}
 
 
 class Foul(Exception):
@@ -59,7 +60,13 @@ class Zygotes:
             return self._control
         ours, theirs = channel.pair()
         command = [sys.executable, "-m", "runner.contestant.zygote", str(theirs.fileno()), self.device]
-        self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        self._process = subprocess.Popen(
+            command,
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            env=allowed_environment(os.environ),
+            cwd=load.ROOT,
+        )
         theirs.close()
         self._control = ours
         return ours
@@ -149,7 +156,8 @@ class Contestant:
         os.close(fd)
         sizes = [job["parameter_bytes"], job["slot_bytes"] * job["slots"], job.get("arena_bytes", 0)]
         for index in range(blocks):
-            self._expect(Kind.BUFFER, "build", deadline_s)
+            while len(self.blocks) <= index:
+                self._expect(Kind.BUFFER, "build", deadline_s)
             if len(self.blocks[index]) < sizes[index]:
                 raise Foul(Status.VIOLATION, "build", f"buffer {index} is shorter than the job says")
             word = secrets.randbits(62)
@@ -293,8 +301,7 @@ class Contestant:
             elif frame.kind == Kind.LAUNCH:
                 self.launches.append(frame)
             elif frame.kind == Kind.ERROR:
-                status = _FAULTS.get(Fault(frame.code)) if frame.code in Fault else None
-                raise self._foul(status or Status.MISSING, stage, frame.text)
+                raise self._foul(_FAULTS.get(frame.code, Status.MISSING), stage, frame.text)
         except (BadFrame, cuda_ipc.CudaError) as error:
             raise self._foul(Status.VIOLATION, stage, str(error)) from error
         finally:

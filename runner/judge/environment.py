@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+from importlib import metadata
 from typing import Any
 
 import numpy as np
 import torch
-import triton
 
 #: Variables that change numbers; recorded when set.
 _VARIABLES = (
@@ -28,7 +28,7 @@ def describe(device: str) -> dict[str, Any]:
     found: dict[str, Any] = {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "triton": triton.__version__,
+        "triton": metadata.version("triton"),
         "numpy": np.__version__,
         "kernel": platform.release(),
         "cpu": platform.processor() or platform.machine(),

@@ -431,7 +431,16 @@ class Referee:
         inspector.thorough = True
         bench.fresh(timed.samples[0].calls)
         bench.sample(measure.SOLUTION, timed.samples[0].calls)
-        return replace(timed, checked_calls=inspector.checked)
+        samples = tuple(replace(s, config={**s.config, **self._config(s.variant)}) for s in timed.samples)
+        return replace(timed, samples=samples, checked_calls=inspector.checked)
+
+    def _config(self, variant: str) -> dict[str, Any]:
+        """What a row must say of a variant: TF32, and for baselines cuDNN's flags and the layout."""
+        config: dict[str, Any] = {"allow_tf32": self._current().cell.arithmetic != "fp32"}
+        if variant != measure.SOLUTION:
+            module = import_module(f"runner.baselines.{variant}")
+            config |= {**module.FLAGS, "layout": module.LAYOUT}
+        return config
 
     def _trusted(self, baselines: tuple[str, ...]) -> Contestant:
         """The baselines' process, built for the current cell."""

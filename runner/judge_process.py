@@ -1,0 +1,57 @@
+"""The command line's handle on the judge: start it, ask it, start it again if it dies."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+from runner.load import ROOT
+
+
+class JudgeDied(Exception):
+    """The judge's process ended; the cell in hand has no verdict."""
+
+
+class Judge:
+    """One judge process; a context manager."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        command = [sys.executable, "-m", "runner.judge", device]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        self.environment: dict[str, Any] = self._read()["environment"]
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Have one cell ruled on."""
+        assert self._process.stdin is not None  # noqa: S101 - a pipe was asked for
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+        except OSError as error:
+            raise JudgeDied(self._ending()) from error
+        return self._read()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None  # noqa: S101 - a pipe was asked for
+        line = self._process.stdout.readline()
+        if not line:
+            raise JudgeDied(self._ending())
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def _ending(self) -> str:
+        return f"the judge ended with code {self._process.wait()}"
+
+    def close(self) -> None:
+        """End the judge; it lets its contestants go."""
+        assert self._process.stdin is not None  # noqa: S101 - a pipe was asked for
+        assert self._process.stdout is not None  # noqa: S101
+        try:
+            self._process.stdin.close()
+            self._process.wait(20)
+        except (OSError, subprocess.TimeoutExpired):
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()

@@ -1,0 +1,44 @@
+"""The suite as a library: `from runner import evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from runner import cards, devices, load, pipeline
+from runner.schema import Record
+
+
+def evaluate(
+    source: str,
+    problem: str,
+    *,
+    shapes: Sequence[str] = (),
+    dtypes: Sequence[str] = ("fp32", "fp16"),
+    maths: Sequence[str] = ("tf32", "fp32"),
+    device: str | None = None,
+    baselines: Sequence[str] | None = None,
+    results: Path | None = None,
+    name: str = "candidate",
+) -> list[Record]:
+    """Judge a solution's source text as the command line would; returns its records.
+
+    `problem` is a name or a path, `shapes` are as for `--shapes`, `device` is `cpu`, `cuda:N` or None
+    for what there is. Records are kept in `results` if given and thrown away otherwise. A wrong or
+    broken solution is a record with its status, not an exception. Raises `load.BadInput` for
+    arguments that cannot be and `devices.NoDevice`.
+    """
+    found = load.find_problem(problem)
+    chosen = devices.choose(device)
+    cells = pipeline.plan_cells(found, shapes, dtypes, maths, chosen, cards.load_card(pipeline.TARGET_CARD).sms)
+    with TemporaryDirectory(prefix="kernelwave-") as folder:
+        request = pipeline.Request(
+            problem=found,
+            solutions=(load.Solution(name, Path(f"{name}.py"), source),),
+            cells=cells,
+            baselines=tuple(load.baseline_names() if baselines is None else baselines),
+            device=chosen,
+            results=results or Path(folder),
+        )
+        return list(pipeline.run(request, lambda _: None).records)
