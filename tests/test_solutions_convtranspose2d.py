@@ -6,6 +6,7 @@ it already. So one child, this file run as a script, computes all cases, and the
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import itertools
 import json
@@ -97,7 +98,9 @@ def random_case(rng: random.Random) -> Case:
             return case
 
 
+@functools.cache
 def load(name: str) -> ModuleType:
+    """Return a solution's module; its folder is not a package."""
     spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     assert spec
     assert spec.loader
@@ -107,6 +110,7 @@ def load(name: str) -> ModuleType:
 
 
 def reference(case: Case) -> nn.ConvTranspose2d:
+    """Return torch's layer."""
     channels_in, channels_out, kernel, stride, padding, dilation, bias, extra, groups = case.layer
     return nn.ConvTranspose2d(
         channels_in, channels_out, kernel, stride, padding, extra, groups, bias, dilation
@@ -168,7 +172,7 @@ def flipped(module: ModuleType) -> Any:
 
 
 def reloaded(module: ModuleType) -> list[bool]:
-    """Are new weights used after `prepare`, after an update in place, and by a second call?"""
+    """Say, twice for each of three sets of weights, whether the answer is that of the newest."""
     torch.backends.cudnn.allow_tf32 = False
     case = CASES["a decoder's layer"]
     layer, x = reference(case), torch.randn(case.batch, case.in_channels, case.height, case.width)
@@ -193,14 +197,14 @@ def reloaded(module: ModuleType) -> list[bool]:
 def child() -> None:
     """Print the answers to all cases as JSON."""
     torch.set_num_threads(1)
-    rng = random.Random(20)
-    cases = CASES | {f"random {i}": random_case(rng) for i in range(10)}
+    rng = random.Random(20)  # noqa: S311  # cases, not secrets
+    cases = CASES | {f"random {i}": random_case(rng) for i in range(6)}
     modules = {name: load(name) for name in SOLUTIONS}
     rows = [
         {"solution": name, "label": label, "case": repr(case), "arithmetic": arithmetic}
         | measure(modules[name], case, arithmetic)
         for (label, case), name in itertools.product(cases.items(), SOLUTIONS)
-        for arithmetic in (("tf32", "fp32", "fp16") if "random" not in label else ("fp32",))
+        for arithmetic in (BUDGETS if label in CASES else ("fp32",))
     ]
     with flipped(modules["phase_gemm"]):
         rows += [
@@ -322,7 +326,8 @@ def test_tiles_cover_the_output_and_fit(
     assert tile["BM"] >= 16
     assert layout["PHASES"] * tile["BOC"] >= 16
     assert layout["CHANNELS"] % tile["BI"] == 0
-    assert tile["BM"] * slots * tile["BOC"] <= 16384
+    # 64 values a thread
+    assert tile["BM"] * slots * tile["BOC"] <= 8192
 
 
 if __name__ == "__main__":

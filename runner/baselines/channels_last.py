@@ -16,20 +16,20 @@ class ChannelsLast(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        for layout in (torch.channels_last, torch.channels_last_3d):
-            model = model.to(memory_format=layout)
+        for parameter in model.parameters():
+            parameter.data = _channels_last(parameter.data)
         self.model = model
 
     def forward(self, *args: object) -> object:
         """Convert, compute, convert back: what a caller who holds NCHW tensors would pay."""
-        return _contiguous(self.model(*map(_channels_last, args)))
+        converted = [_channels_last(a) if isinstance(a, torch.Tensor) else a for a in args]
+        return _contiguous(self.model(*converted))
 
 
-def _channels_last(value: object) -> object:
+def _channels_last(tensor: torch.Tensor) -> torch.Tensor:
     layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
-    if isinstance(value, torch.Tensor) and value.dim() in layouts:
-        return value.contiguous(memory_format=layouts[value.dim()])
-    return value
+    layout = layouts.get(tensor.dim())
+    return tensor if layout is None else tensor.contiguous(memory_format=layout)
 
 
 def _contiguous(value: object) -> object:

@@ -417,7 +417,8 @@ class Referee:
         try:
             trusted = self._trusted(baselines)
         except Foul as foul:
-            flags.append(f"no_baseline: {foul.reason}")
+            last = foul.detail.strip().rpartition("\n")[2]
+            flags.append(f"no_baseline: {foul.reason} {last}".strip())
             return None
         for seat, name in enumerate(baselines):
             bench.join(name, trusted, seat)

@@ -82,6 +82,7 @@ def gather_gemm_kernel(
         m_h = (o_h >= 0) & (o_ih * stride_h == o_h) & (o_ih < H)
         m_w = (o_w >= 0) & (o_iw * stride_w == o_w) & (o_iw < W)
         m_x = m_m[:, None] & m_k[None, :] & m_h & m_w
+        o_ih, o_iw = tl.where(m_x, o_ih, 0), tl.where(m_x, o_iw, 0)
         o_x = ((o_b.to(tl.int64)[:, None] * (GROUPS * ICG) + o_ic[None, :]) * H + o_ih) * W + o_iw
         b_x = tl.load(x + o_x, mask=m_x, other=0.0).to(tl.float32)
 

@@ -257,18 +257,20 @@ def pack(weight: torch.Tensor, layout: dict[str, int], tf32: bool) -> torch.Tens
 
 def tiles(layout: dict[str, int], batch: int, OH: int, OW: int, split: bool) -> dict[str, int | bool]:
     """Choose tile, order and pipeline for an output; `split` says that a product takes three."""
-    PHASES, GROUPS, OCG = layout["PHASES"], layout["GROUPS"], layout["OCG"]
+    GROUPS, OCG, PHASES = layout["GROUPS"], layout["OCG"], layout["PHASES"]
+    SLOTS = PHASES << layout["JOINS"]
     pixels = batch * triton.cdiv(OH, layout["SH"]) * triton.cdiv(OW, layout["SW"])
     depth = triton.cdiv(layout["KH"], layout["PERIOD_H"]) * layout["SHIFTS"] * layout["CHANNELS"]
 
     def programs() -> int:
         return layout["SH"] * triton.cdiv(pixels, BM) * triton.cdiv(OCG, BOC) * GROUPS
 
-    # 1024 slots of 8 channels, 64 values a thread, if the output dominates; more channels to a read of
-    # x in long reductions. The high and low halves of a split double the registers of a row.
+    # 64 values a thread: 1024 slots of 8 channels if the output dominates, more channels for each read
+    # of x in long reductions. The high and low halves of a split double the registers of a row.
     short = depth <= 128
-    BM = power_of_2(16, pixels, max(16, min(64 if split else 128, 1024 // (PHASES << layout["JOINS"]))))
-    BOC = power_of_2(triton.cdiv(16, PHASES), OCG, triton.cdiv(32 if short else 64, PHASES))
+    widest = min(triton.cdiv(32 if short else 64, PHASES), triton.cdiv(64, SLOTS))
+    BOC = power_of_2(triton.cdiv(16, PHASES), OCG, widest)
+    BM = power_of_2(16, min(pixels, 8192 // (SLOTS * BOC)), 64 if split else 128)
     # below a wave of 128 SMs: narrower tiles first, since they read no weight twice, then shorter ones
     while programs() < 128 and PHASES * BOC > 16:
         BOC //= 2
