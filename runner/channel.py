@@ -13,6 +13,7 @@ import mmap
 import os
 import socket
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from math import prod
@@ -166,6 +167,7 @@ MAX_OUTPUTS = 128
 MAX_DIMS = 8
 _HEADER_WORDS = 16
 _OUTPUT_WORDS = 4 + 2 * MAX_DIMS
+_DESCRIPTOR = struct.Struct(f"<{_OUTPUT_WORDS}q")
 PAGE_BYTES = mmap.PAGESIZE * -(-8 * (_HEADER_WORDS + MAX_OUTPUTS * _OUTPUT_WORDS) // mmap.PAGESIZE)
 
 
@@ -219,22 +221,33 @@ class Page:
         self.words[5], self.words[6] = claim_ns, outputs_per_call
         self.words[1] = seq
 
-    def write_output(self, index: int, out: Output) -> None:
-        """Contestant: describe output `index` of the batch (call-major)."""
-        at = _HEADER_WORDS + index * _OUTPUT_WORDS
-        ndim = len(out.shape)
-        self.words[at] = out.block
-        self.words[at + 1] = out.offset_bytes
-        self.words[at + 2] = DTYPE_NAMES.index(out.dtype)
-        self.words[at + 3] = ndim
-        for d in range(ndim):
-            self.words[at + 4 + d] = out.shape[d]
-            self.words[at + 4 + MAX_DIMS + d] = out.strides[d]
+    def note(self, copied_outputs: int, issue_ns: int) -> None:
+        """Contestant: remark on a call, before the answer: outputs copied, host time to issue it."""
+        self.words[7], self.words[9] = copied_outputs, issue_ns
+
+    def describe(self, packed: bytes) -> None:
+        """Contestant: say where the outputs of the batch lie, call by call (from `pack_outputs`)."""
+        start = 8 * _HEADER_WORDS
+        self._map[start : start + len(packed)] = packed
 
     def descriptors(self, count: int) -> bytes:
         """Judge: one copy of the raw descriptors, so that nothing changes between check and use."""
         start = 8 * _HEADER_WORDS
         return bytes(self._map[start : start + 8 * count * _OUTPUT_WORDS])
+
+
+def pack_outputs(outputs: Sequence[Output]) -> bytes:
+    """Serialise descriptors; ValueError for more outputs or dimensions than a page holds."""
+    if len(outputs) > MAX_OUTPUTS or any(len(o.shape) > MAX_DIMS for o in outputs):
+        raise ValueError(f"at most {MAX_OUTPUTS} outputs of {MAX_DIMS} dimensions")
+    rows = []
+    for out in outputs:
+        padding = (0,) * (MAX_DIMS - len(out.shape))
+        dtype = DTYPE_NAMES.index(out.dtype)
+        rows.append(_DESCRIPTOR.pack(
+            out.block, out.offset_bytes, dtype, len(out.shape), *out.shape, *padding, *out.strides, *padding
+        ))
+    return b"".join(rows)
 
 
 def parse_outputs(raw: bytes) -> list[Output]:

@@ -38,8 +38,8 @@ class Bench(Protocol):
     def fresh(self, calls: int) -> None:
         """Draw new inputs for the next round's calls."""
 
-    def sample(self, variant: str, calls: int) -> tuple[float, float]:
-        """Run `calls` calls; returns the judge's window and the claimed time, in us. May raise Disturbed."""
+    def sample(self, variant: str, calls: int) -> Window:
+        """Run `calls` calls. May raise Disturbed."""
 
     def null(self, variant: str, calls: int) -> float:
         """The window of an empty call in the variant's process, in us."""
@@ -49,6 +49,15 @@ class Bench(Protocol):
 
     def l2(self, calls: int) -> str:
         """Say whether `calls` calls find their inputs in L2: `cold` or `warm`."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """One sample in us: the judge's window, and what the contestant says of device time and issuing."""
+
+    window_us: float
+    claim_us: float
+    issue_us: float
 
 
 @dataclass(frozen=True)
@@ -62,8 +71,7 @@ class Settings:
 
 @dataclass
 class _Round:
-    windows_us: dict[str, float]
-    claims_us: dict[str, float]
+    windows: dict[str, Window]
     nulls_us: dict[str, float]
 
 
@@ -131,7 +139,7 @@ def _estimate(bench: Bench, variants: Sequence[str]) -> dict[str, float]:
         windows, nulls = [], []
         for _ in range(3):
             bench.fresh(1)
-            windows.append(bench.sample(variant, 1)[0])
+            windows.append(bench.sample(variant, 1).window_us)
             nulls.append(bench.null(variant, 1))
         found[variant] = max(analyse.median(windows) - analyse.median(nulls), 1.0)
     return found
@@ -140,14 +148,15 @@ def _estimate(bench: Bench, variants: Sequence[str]) -> dict[str, float]:
 def _round(bench: Bench, variants: Sequence[str], calls: int, rng: random.Random) -> _Round:
     order = list(variants)
     rng.shuffle(order)
-    windows, claims, nulls = {}, {}, {}
+    windows: dict[str, Window] = {}
+    nulls: dict[str, float] = {}
     bench.fresh(calls)
     for variant in order:
-        windows[variant], claims[variant] = bench.sample(variant, calls)
+        windows[variant] = bench.sample(variant, calls)
         process = bench.process_of(variant)
         if process not in nulls:
             nulls[process] = bench.null(variant, calls)
-    return _Round(windows, claims, nulls)
+    return _Round(windows, nulls)
 
 
 def _samples(rounds: Sequence[_Round], variants: Sequence[str], calls: int, bench: Bench) -> list[Samples]:
@@ -158,9 +167,19 @@ def _samples(rounds: Sequence[_Round], variants: Sequence[str], calls: int, benc
         nulls = [r.nulls_us[process] for r in rounds]
         null = analyse.median(nulls)
         # A window shorter than the null carries no time; the floor keeps its logarithm finite.
-        times = tuple(max((r.windows_us[variant] - null) / calls, 0.01) for r in rounds)
-        claims = tuple(r.claims_us[variant] / calls for r in rounds)
-        samples.append(Samples(variant, calls, times, claims, null, analyse.mad(nulls), bench.l2(calls)))
+        windows = [r.windows[variant] for r in rounds]
+        samples.append(
+            Samples(
+                variant=variant,
+                calls=calls,
+                times_us=tuple(max((w.window_us - null) / calls, 0.01) for w in windows),
+                claims_us=tuple(w.claim_us / calls for w in windows),
+                null_us=null,
+                null_mad_us=analyse.mad(nulls),
+                issue_us=analyse.median([w.issue_us for w in windows]) / calls,
+                l2=bench.l2(calls),
+            )
+        )
     return samples
 
 

@@ -34,8 +34,10 @@ from runner.schema import (
 #: The suite's target; its waves are what the sweep `waves` places shapes for where no card is known.
 TARGET_CARD = "rtx4090"
 DEFAULT_SWEEPS = {"cpu": ("smoke",), "cuda": ("kernelbench", "layers", "ragged", "waves")}
-#: Below this a call is bound by what launching costs the host: shown, not ranked.
-LAUNCH_BOUND_US = 20.0
+#: A call whose issuing takes this share of its time is bound by the host: shown, not ranked.
+LAUNCH_BOUND_SHARE = 0.8
+#: The judge's bound of one window and a claim may differ by this, in us, for honest kernels.
+CLAIM_NOISE_US = 60.0
 #: A dry run's estimate of a cell, in seconds, from runs on two cores and on an H200.
 ESTIMATE_S = {"cpu": 0.6, "cuda": 3.0}
 _MAX_JUDGE_DEATHS = 3
@@ -335,9 +337,9 @@ def _weigh(made: Record, problem: load.Problem, checked: Checked, timed: Timed) 
     doubts = analyse.diagnose(mine.times_us, by_name[timed.headline].times_us).flags
     time_us, claim_us = analyse.median(mine.times_us), analyse.median(mine.claims_us)
     flags = [*made.flags, *doubts]
-    if time_us < LAUNCH_BOUND_US:
+    if mine.issue_us > LAUNCH_BOUND_SHARE * time_us:
         flags.append("launch_bound")
-    if abs(claim_us - time_us) > max(0.1 * time_us, 15.0 / mine.calls):
+    if abs(claim_us - time_us) > max(0.1 * time_us, CLAIM_NOISE_US / mine.calls):
         flags.append("claim_mismatch")
     made = dataclasses.replace(made, comparisons=comparisons, flags=tuple(flags))
     if made.card not in cards.card_names():

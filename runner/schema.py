@@ -129,7 +129,7 @@ class Samples:
 
     `times_us` is the judge's bound per call: the window of `calls` calls less the null window
     of the same process, divided by `calls`. `claims_us` is the contestant's own event time per
-    call, never used to decide.
+    call, never used to decide; `issue_us` is the host's median time to issue a call, a claim too.
     """
 
     variant: str
@@ -138,9 +138,9 @@ class Samples:
     claims_us: tuple[float, ...]
     null_us: float
     null_mad_us: float
+    issue_us: float
     l2: str
     config: dict[str, Any] = field(default_factory=dict)
-    kernels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -58,12 +58,12 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "problem 81, one tile a row": Case(4, 9, 3, 5, 1, 2, height=2, width=16),
+    "problem 81, two tiles a row": Case(4, 5, 3, 5, 1, 2, height=2, width=32),
     "problem 75, smaller": Case(8, 8, (3, 5), (2, 3), (1, 2), (2, 1), groups=4, height=4, width=9),
     "a decoder's layer": Case(6, 5, 4, 2, 1, bias=True, batch=2, height=3, width=5),
     "stride 1": Case(3, 17, 3, bias=True, height=5, width=6),
     "channels past one step": Case(40, 3, (1, 2)),
-    "one tap in seven phases": Case(2, 3, 1, 7, bias=True),
+    "two taps for seven phases": Case(2, 3, (1, 2), 7, bias=True),
     "stride and dilation share a factor": Case(3, 4, (2, 3), (4, 6), 0, (2, 4), bias=True),
     "fewer taps than phases, all columns": Case(2, 3, 3, 4, (1, 2)),
     "one pixel": Case(1, 1, 1, height=1, width=1),

@@ -6,7 +6,7 @@ import mmap
 import os
 import socket
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -22,8 +22,8 @@ class Memory(Protocol):
     def block(self, size: int) -> torch.Tensor:
         """Allocate and announce a block; returns its bytes as uint8 [size]."""
 
-    def locate(self, outputs: list[torch.Tensor]) -> tuple[list[Output], int]:
-        """Say where outputs lie, and how many had to be copied to be readable."""
+    def locate(self, outputs: list[torch.Tensor]) -> tuple[bytes, int]:
+        """Say where outputs lie, packed for the page, and how many had to be copied to be readable."""
 
     def peek(self, block: int, offset_bytes: int) -> int:
         """Read the int64 at a byte of a block."""
@@ -64,7 +64,7 @@ class HostMemory:
         self._arena_index = self._next
         self._arena = self.block(size)
 
-    def locate(self, outputs: list[torch.Tensor]) -> tuple[list[Output], int]:
+    def locate(self, outputs: list[torch.Tensor]) -> tuple[bytes, int]:
         """Copy outputs into the arena, as far as it reaches, and describe them."""
         assert self._arena is not None  # noqa: S101 - the job always has an arena on the host
         described, at = [], 0
@@ -77,7 +77,7 @@ class HostMemory:
             place.as_strided(tensor.shape, tensor.stride()).copy_(tensor)
             described.append(describe(self._arena_index, at, tensor))
             at += -(-needed // 256) * 256
-        return described, 0
+        return channel.pack_outputs(described), 0
 
     def peek(self, block: int, offset_bytes: int) -> int:
         """Read the int64 at a byte of a block."""
@@ -104,6 +104,7 @@ class DeviceMemory:
     _bases: list[int] = field(default_factory=list)
     _segments: dict[int, tuple[int, int]] = field(default_factory=dict)
     _spare: tuple[torch.Tensor, int] | None = None
+    _located: dict[tuple[Any, ...], tuple[tuple[int, int], bytes]] = field(default_factory=dict)
 
     def block(self, size: int) -> torch.Tensor:
         """Allocate and announce a block of device memory."""
@@ -123,8 +124,15 @@ class DeviceMemory:
         channel.send(self.sock, frame)
         return index
 
-    def locate(self, outputs: list[torch.Tensor]) -> tuple[list[Output], int]:
-        """Find the segments that outputs lie in; copy what lies in memory that cannot be exported."""
+    def locate(self, outputs: list[torch.Tensor]) -> tuple[bytes, int]:
+        """Find the segments that outputs lie in; copy what lies in memory that cannot be exported.
+
+        This runs inside the judge's window, so outputs that lie where they lay are looked up.
+        """
+        key = tuple((t.data_ptr(), t.shape, t.stride(), t.dtype) for t in outputs)
+        known = self._located.get(key)
+        if known is not None and known[0] == self._identities(outputs):
+            return known[1], 0
         described, copied = [], 0
         for tensor in outputs:
             if tensor.device != self.device or tensor.layout != torch.strided:
@@ -135,7 +143,14 @@ class DeviceMemory:
                 tensor, place = self._copy(tensor)
                 copied += 1
             described.append(describe(*place, tensor))
-        return described, copied
+        packed = channel.pack_outputs(described)
+        if not copied and all(o.block >= 0 for o in described):
+            self._located[key] = self._identities(outputs), packed
+        return packed, copied
+
+    def _identities(self, outputs: list[torch.Tensor]) -> tuple[int, int]:
+        """The allocations of the first and the last output: a cache that was emptied has others."""
+        return cuda_ipc.buffer_id(outputs[0].data_ptr()), cuda_ipc.buffer_id(outputs[-1].data_ptr())
 
     def _segment(self, address: int) -> tuple[int, int] | None:
         try:
@@ -166,6 +181,7 @@ class DeviceMemory:
     def free(self) -> None:
         """Free the own blocks; PyTorch's segments are PyTorch's."""
         self._spare = None
+        self._located.clear()
         self._bases.clear()
         self._segments.clear()
         for address in self._own:

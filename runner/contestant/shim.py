@@ -220,7 +220,7 @@ class Contestant:
                 claim_ns = self.forward(seat, calls)
                 answer(seq, claim_ns, len(seat.held) // calls)
             elif kind == Call.NULL:
-                answer(seq, self.null(), 0)
+                answer(seq, self.null(seat), 0)
             elif kind == Call.WITNESS:
                 with witness.launches() as seen:
                     claim_ns = self.forward(seat, calls)
@@ -231,6 +231,7 @@ class Contestant:
                 answer(seq, self.memory.peek(words[4], words[8]), 0)
             elif kind == Call.SELECT:
                 following = words[4]
+                seat.held.clear()
                 answer(seq, 0, 0)
                 return int(following)
             else:
@@ -254,20 +255,27 @@ class Contestant:
         except BaseException as error:
             compile_time = type(error).__name__ in ("CompilationError", "CompileTimeAssertionFailure")
             raise Refused(Fault.BUILD if compile_time else Fault.CALL, _story(error)) from error
-        described, copied = self.memory.locate(held)
-        if len(described) > channel.MAX_OUTPUTS or any(len(o.shape) > channel.MAX_DIMS for o in described):
-            raise Refused(Fault.OUTPUT, "more outputs or dimensions than a call can have")
-        for index, out in enumerate(described):
-            self.page.write_output(index, out)
-        self.page.words[7] = copied
+        self.publish(held, timer.issue_ns)
         return claim_ns
 
-    def null(self) -> int:
+    def publish(self, held: list[torch.Tensor], issue_ns: int) -> None:
+        """Say on the page where outputs lie."""
+        try:
+            packed, copied = self.memory.locate(held)
+        except ValueError as error:
+            raise Refused(Fault.OUTPUT, str(error)) from error
+        self.page.describe(packed)
+        self.page.note(copied, issue_ns)
+
+    def null(self, seat: Seat) -> int:
         """Launch nothing worth naming: what a call costs before it does anything."""
         timer = _Timer(self.device)
         if self.device.type == "cuda":
             torch.cuda._sleep(1)  # type: ignore[no-untyped-call] # noqa: SLF001 - the smallest launch there is
-        return timer.stop()
+        claim_ns = timer.stop()
+        if seat.held:
+            self.publish(seat.held, 0)
+        return claim_ns
 
     def _block(self, _words: memoryview, _last: int) -> int:
         frame, _ = channel.receive(self.sock)
@@ -283,16 +291,17 @@ class _Timer:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self.issue_ns = 0
         if device.type == "cuda":
             self.begin = torch.cuda.Event(enable_timing=True)
             self.end = torch.cuda.Event(enable_timing=True)
             self.begin.record()
-        else:
-            self.start_ns = time.perf_counter_ns()
+        self.start_ns = time.perf_counter_ns()
 
     def stop(self) -> int:
+        self.issue_ns = time.perf_counter_ns() - self.start_ns
         if self.device.type != "cuda":
-            return time.perf_counter_ns() - self.start_ns
+            return self.issue_ns
         self.end.record()
         torch.cuda.synchronize(self.device)
         return int(self.begin.elapsed_time(self.end) * 1e6)

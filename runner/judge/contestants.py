@@ -226,6 +226,11 @@ class Contestant:
             raise Foul(Status.MISSING, "call", str(error)) from error
 
     @property
+    def issue_ns(self) -> int:
+        """Host time to issue the last call, as the contestant says."""
+        return int(self.page.words[9])
+
+    @property
     def copied_outputs(self) -> int:
         """How many outputs the contestant says it had to copy to make them readable."""
         return int(self.page.words[7])

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from runner import load, measure
-from runner.channel import Call
+from runner.channel import MAX_OUTPUTS, Call
 from runner.judge import check
 from runner.judge.contestants import Contestant, Foul, Zygotes
 from runner.judge.inputs import SCALES, TORCH_DTYPES, Layout, draw_mixture, lay_out
@@ -27,7 +27,11 @@ from runner.schema import Cell, Checked, Failed, Launch, Status, Timed
 
 #: At most this many calls make a sample, and the slots of all of them fit in this much memory.
 MAX_CALLS = 64
-SLOT_BUDGET_BYTES = 2**30
+#: of the device's memory: contestant, baselines and judge each hold that much several times
+SLOT_SHARE = 1 / 20
+#: Outputs up to this are copied whole inside the window.
+FENCE_BYTES = 4 * 2**20
+LINE_BYTES = 128
 #: Beside inputs and outputs: three CUDA contexts, the oracle's chunks, library workspaces.
 DEVICE_RESERVE_BYTES = 6 * 2**30
 CHECK_CALLS = {"cpu": 2, "cuda": 3}
@@ -103,8 +107,11 @@ class Case:
     @property
     def max_calls(self) -> int:
         """How many distinct inputs a sample can have."""
+        if self.device.type == "cpu":
+            return 1
+        budget = int(SLOT_SHARE * torch.cuda.get_device_properties(self.device).total_memory)
         each = self.inputs.size + self.output_bytes
-        return max(1, min(MAX_CALLS, SLOT_BUDGET_BYTES // each, 128 // len(self.expected)))
+        return max(1, min(MAX_CALLS, budget // each, MAX_OUTPUTS // len(self.expected)))
 
     def draw(self, calls: int, block: torch.Tensor) -> None:
         """Fill the first `calls` slots of a master block with fresh values."""
@@ -145,7 +152,7 @@ class Case:
             "parameter_bytes": self.parameters.size,
             "inputs": [i.to_json() if hasattr(i, "to_json") else {"value": i} for i in self.inputs.items],
             "slot_bytes": self.inputs.size,
-            "slots": self.max_calls if self.device.type == "cuda" else 1,
+            "slots": self.max_calls,
             "arena_bytes": 2 * self.output_bytes + 4096,
             "dtype": self.cell.dtype,
             "math": self.cell.math,
@@ -171,12 +178,12 @@ class Bench:
     def __init__(self, case: Case, limits: Limits) -> None:
         self.case, self.limits = case, limits
         self.cuda = case.device.type == "cuda"
-        self.max_calls = case.max_calls if self.cuda else 1
+        self.max_calls = case.max_calls
         self.seats: dict[str, tuple[Contestant, int]] = {}
         self.seated: dict[int, int] = {}
-        self.known: dict[str, tuple[bytes, list[torch.Tensor]]] = {}
-        self.views: list[torch.Tensor] = []
+        self.known: dict[str, tuple[bytes, Fence]] = {}
         self.snapshots: list[torch.Tensor] = []
+        self.fence = Fence([], self.snapshots)
         self.master = torch.empty(case.inputs.size * self.max_calls, dtype=torch.uint8, device=case.device)
         self.tail = min([64, *(i.size for i in case.inputs.tensors)])
         self.checker: Callable[[int], None] = lambda _: None
@@ -202,13 +209,14 @@ class Bench:
         """Draw new inputs for the next calls; all variants of a round get the same values."""
         self.case.draw(calls, self.master)
 
-    def sample(self, variant: str, calls: int) -> tuple[float, float]:
-        """Time `calls` calls; returns the judge's window and the claim, in us."""
+    def sample(self, variant: str, calls: int) -> measure.Window:
+        """Time `calls` calls; the solution's are checked and then overwritten."""
         window_us, claim_ns = self.call(variant, Call.FORWARD, calls)
+        issue_ns = self.seats[variant][0].issue_ns
         if variant == measure.SOLUTION:
             self.checker(calls)
             self.poison()
-        return window_us, claim_ns / 1e3
+        return measure.Window(window_us, claim_ns / 1e3, issue_ns / 1e3)
 
     def null(self, variant: str, calls: int) -> float:
         """Time an empty call under the same snapshot."""
@@ -218,7 +226,8 @@ class Bench:
         """Ring once; returns the window in us and the claim in ns.
 
         The window opens before the inputs are complete and closes after the judge's own copy of the
-        outputs, so work done early has no inputs and an answer that comes early has no outputs.
+        outputs, or of random lines of large ones, so work done early has no inputs and an answer that
+        comes early has no outputs.
         """
         contestant, seat = self.seats[variant]
         if self.seated[contestant.identity] != seat:
@@ -236,14 +245,21 @@ class Bench:
         if self.cuda:
             torch.cuda.synchronize()
         contestant.ring(kind, calls)
-        claim_ns = contestant.wait("call", self.limits.build_s if kind == Call.WITNESS else self.limits.call_s)
+        claim_ns = contestant.wait("call", self._deadline_s(kind))
         if kind != Call.NULL:
             self._look(variant, contestant, calls)
-        if self.views:
-            torch._foreach_copy_(self.snapshots, self.views)  # noqa: SLF001 - one launch for all outputs
+        fence = self.fence
+        fence.close()
         if self.cuda:
             torch.cuda.synchronize()
-        return (time.perf_counter_ns() - start) / 1e3, claim_ns
+        window_us = (time.perf_counter_ns() - start) / 1e3
+        if kind != Call.NULL and not fence.holds():
+            raise Foul(Status.VIOLATION, "check", "the output was still being written after the answer")
+        return window_us, claim_ns
+
+    def _deadline_s(self, kind: Call) -> float:
+        """A first call compiles."""
+        return self.limits.build_s if kind == Call.WITNESS else self.limits.call_s
 
     def _settle(self) -> None:
         """Make L2 cold and the device idle; raises Disturbed while somebody else keeps it busy."""
@@ -262,11 +278,8 @@ class Bench:
         raw = contestant.raw_outputs(calls)
         known = self.known.get(variant)
         if known is None or known[0] != raw:
-            known = self.known[variant] = (raw, self._views(contestant, raw, calls))
-        self.views = known[1]
-        self.snapshots = self.snapshots[: len(self.views)]
-        for index, view in enumerate(self.views[len(self.snapshots) :], len(self.snapshots)):
-            self.snapshots.insert(index, torch.empty_strided(view.shape, view.stride(), dtype=view.dtype, device=view.device))
+            known = self.known[variant] = (raw, Fence(self._views(contestant, raw, calls), self.snapshots))
+        self.fence = known[1]
 
     def _views(self, contestant: Contestant, raw: bytes, calls: int) -> list[torch.Tensor]:
         outputs = contestant.outputs(raw)
@@ -284,7 +297,7 @@ class Bench:
 
     def poison(self) -> None:
         """Overwrite the outputs, which the contestant still holds, with plausible random values."""
-        for view in self.views:
+        for view in self.fence.views:
             if view.is_floating_point():
                 view.normal_(generator=self.case.generator)
             else:
@@ -295,6 +308,56 @@ class Bench:
         used = calls * self.case.inputs.size
         if not torch.equal(contestant.blocks[1][:used], self.master[:used]):
             raise Foul(Status.VIOLATION, "check", "the inputs were changed")
+
+
+class Fence:
+    """The judge's copy of a call's outputs, begun inside the window.
+
+    Small outputs are copied whole before the clock stops. Of large ones random lines are, and the
+    rest right after it: the copy then has to agree with those lines. Outputs hold random values
+    before the call, so an answer sent while a share f of the lines was missing passes with
+    probability (1 - f) to the number of lines, which is at least 32768.
+    """
+
+    def __init__(self, views: list[torch.Tensor], snapshots: list[torch.Tensor]) -> None:
+        self.views = views
+        self.snapshots = snapshots
+        for index, view in enumerate(views):
+            if index == len(snapshots) or (snapshots[index].shape, snapshots[index].stride()) != (view.shape, view.stride()):
+                room = torch.empty_strided(view.shape, view.stride(), dtype=view.dtype, device=view.device)
+                snapshots[index : index + 1] = [room]
+        total = sum(v.numel() * v.element_size() for v in views)
+        self.step = -(-total // FENCE_BYTES) if all(v.is_contiguous() for v in views) else 1
+        self.lines = [_lines(v) for v in views] if self.step > 1 else []
+        self.taken = [torch.empty_like(rows[:: self.step]) for rows in self.lines]
+        self.offset = 0
+
+    def close(self) -> None:
+        """Enqueue what belongs inside the window."""
+        if self.step > 1:
+            self.offset = secrets.randbelow(self.step)
+            for taken, rows in zip(self.taken, self.lines, strict=True):
+                chosen = rows[self.offset :: self.step]
+                taken[: len(chosen)].copy_(chosen)
+        elif self.views:
+            torch._foreach_copy_(self.snapshots[: len(self.views)], self.views)  # noqa: SLF001 - one launch for all
+
+    def holds(self) -> bool:
+        """Complete the copy; whether it agrees with what was taken inside the window."""
+        if self.step == 1:
+            return True
+        for taken, rows, view, room in zip(self.taken, self.lines, self.views, self.snapshots, strict=False):
+            room.copy_(view)
+            chosen = _lines(room)[self.offset :: self.step]
+            if len(rows) and not torch.equal(taken[: len(chosen)], chosen):
+                return False
+        return True
+
+
+def _lines(tensor: torch.Tensor) -> torch.Tensor:
+    """A contiguous tensor as lines of 128 bytes; a shorter rest at the end is left to the full copy."""
+    flat = tensor.view(-1).view(torch.uint8)
+    return flat[: len(flat) // LINE_BYTES * LINE_BYTES].view(-1, LINE_BYTES)
 
 
 class Referee:
@@ -516,4 +579,4 @@ def _estimated_bytes(problem: load.Problem, cell: Cell) -> int:
     if count is None or problem.foreign:
         return 0
     one = int(count(problem.shape(cell.shape), 4 if cell.dtype == "fp32" else 2))
-    return 3 * max(one, min(SLOT_BUDGET_BYTES, MAX_CALLS * one)) + DEVICE_RESERVE_BYTES
+    return 4 * one + DEVICE_RESERVE_BYTES

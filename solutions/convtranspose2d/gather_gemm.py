@@ -74,22 +74,21 @@ def gather_gemm_kernel(
         o_kw = o_tap - o_kh * KW
         o_ic = (i_g * ICG + o_ic).to(tl.int64)
 
-        # [BM, BK]: the tap reaches the pixel if its distance is a multiple of the stride
-        o_h = o_oh[:, None] + pad_h - o_kh[None, :] * dil_h
-        o_w = o_ow[:, None] + pad_w - o_kw[None, :] * dil_w
-        o_ih = o_h // stride_h
-        o_iw = o_w // stride_w
-        m_h = (o_h >= 0) & (o_ih * stride_h == o_h) & (o_ih < H)
-        m_w = (o_w >= 0) & (o_iw * stride_w == o_w) & (o_iw < W)
+        # [BM, BK]: a tap reaches the pixel if their distance is a multiple of the stride
+        o_dh = o_oh[:, None] + pad_h - o_kh[None, :] * dil_h
+        o_dw = o_ow[:, None] + pad_w - o_kw[None, :] * dil_w
+        o_ih = o_dh // stride_h
+        o_iw = o_dw // stride_w
+        m_h = (o_dh >= 0) & (o_ih * stride_h == o_dh) & (o_ih < H)
+        m_w = (o_dw >= 0) & (o_iw * stride_w == o_dw) & (o_iw < W)
         m_x = m_m[:, None] & m_k[None, :] & m_h & m_w
         o_ih, o_iw = tl.where(m_x, o_ih, 0), tl.where(m_x, o_iw, 0)
         o_x = ((o_b.to(tl.int64)[:, None] * (GROUPS * ICG) + o_ic[None, :]) * H + o_ih) * W + o_iw
         b_x = tl.load(x + o_x, mask=m_x, other=0.0).to(tl.float32)
 
         # [BK, BN]
-        m_w = m_k[:, None] & m_n[None, :]
-        o_w = ((o_ic[:, None] * OCG + o_n[None, :]) * KH + o_kh[:, None]) * KW + o_kw[:, None]
-        b_w = tl.load(w + o_w, mask=m_w, other=0.0).to(tl.float32)
+        o_weight = ((o_ic[:, None] * OCG + o_n[None, :]) * KH + o_kh[:, None]) * KW + o_kw[:, None]
+        b_w = tl.load(w + o_weight, mask=m_k[:, None] & m_n[None, :], other=0.0).to(tl.float32)
 
         acc += tl.dot(b_x, b_w, input_precision=PRECISION)
 
@@ -126,8 +125,8 @@ def gather_gemm(x: torch.Tensor, layer: nn.ConvTranspose2d) -> torch.Tensor:
     M, K = N * OH * OW, ICG * KH * KW
     y = torch.empty((N, layer.out_channels, OH, OW), device=x.device, dtype=x.dtype)
 
-    # halves are exact in TF32, so only fp32 tensors can need the three products of tf32x3
-    exact = x.dtype != torch.float32 or torch.backends.cudnn.allow_tf32
+    # 16-bit values are exact in TF32, so only fp32 tensors can need the three products of tf32x3
+    tf32 = x.dtype != torch.float32 or torch.backends.cudnn.allow_tf32
     gather_gemm_kernel[launch_grid(M, OCG, layer.groups)](
         x,
         weight,
@@ -151,7 +150,7 @@ def gather_gemm(x: torch.Tensor, layer: nn.ConvTranspose2d) -> torch.Tensor:
         K,
         GROUPS=layer.groups,
         HAS_BIAS=layer.bias is not None,
-        PRECISION="tf32" if exact else "tf32x3",
+        PRECISION="tf32" if tf32 else "tf32x3",
         BM=BLOCK_M,
         BN=BLOCK_N,
         BK=BLOCK_K,

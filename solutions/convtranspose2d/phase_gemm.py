@@ -93,7 +93,9 @@ def phase_gemm_kernel(
 
     x is [N, GROUPS * ICG, H, W], w [GROUPS, KH, SHIFTS, PHASES, OCG, CHANNELS] as `pack` makes it,
     bias [GROUPS * OCG] and y [N, GROUPS * OCG, OH, OW], all contiguous. One step of the reduction is
-    BE shifts of BI channels. Each join doubles the slots of a phase with empty phases.
+    BE shifts of BI channels. Each join doubles the slots of a phase with empty phases. All sizes but
+    the batch are constants: the offsets between channels are then part of the load and store
+    instructions, which takes half the registers and half the instructions of sizes read at run time.
     """
     i_m, i_oc, i_g = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     SLOTS: tl.constexpr = PHASES << JOINS
@@ -142,7 +144,7 @@ def phase_gemm_kernel(
             i_tap, i_step = i_k // STEPS, i_k % STEPS
             i_e, i_i = i_step // IC_STEPS * BE, i_step % IC_STEPS * BI
             i_up = i_tap * (DH // GCD_H)
-            # [BM, BK]: a shift is LEAD or less, by one each, or by DW / SW where that is more
+            # [BM, BK]: shifts go down from LEAD or less, by one, or by DW / SW where that is more
             o_left = LEAD - ((i_e + o_shift) * SPAN + (LEAD * SW - PW)) // SW
             o_iw = o_q[:, None] + o_left[None, :]
             m_x = (m_b & (o_ih >= i_up) & (o_ih < H + i_up))[:, None] & (o_iw >= 0) & (o_iw < W)
@@ -171,7 +173,8 @@ def phase_gemm_kernel(
         if PHASES == SW:
             o_ow = o_yq * SW + o_u
         else:
-            # unit u: first slots hold the columns of w, then come the zeros; all phases once
+            # number the columns of w from 0 and the zeros beside them from PHASES; this walks through
+            # the phases of the taps first, then through those of the other residues of gcd(SW, DW)
             o_c, o_z = o_u >> JOINS, o_u & ((1 << JOINS) - 1)
             o_u = tl.where(o_z == 0, o_c, PHASES + o_c * ((1 << JOINS) - 1) + o_z - 1)
             o_ow = o_yq * SW + (o_u % PERIOD_W * DW + o_u // PERIOD_W + -PW % SW) % SW
