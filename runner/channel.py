@@ -161,7 +161,18 @@ def map_foreign(fd: int, size: int) -> mmap.mmap:
 
 
 #: dtype codes in output descriptors; a name that torch knows.
-DTYPE_NAMES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
+DTYPE_NAMES = (
+    "float32",
+    "float16",
+    "bfloat16",
+    "float64",
+    "int64",
+    "int32",
+    "int16",
+    "int8",
+    "uint8",
+    "bool",
+)
 
 MAX_OUTPUTS = 128
 MAX_DIMS = 8
@@ -244,9 +255,18 @@ def pack_outputs(outputs: Sequence[Output]) -> bytes:
     for out in outputs:
         padding = (0,) * (MAX_DIMS - len(out.shape))
         dtype = DTYPE_NAMES.index(out.dtype)
-        rows.append(_DESCRIPTOR.pack(
-            out.block, out.offset_bytes, dtype, len(out.shape), *out.shape, *padding, *out.strides, *padding
-        ))
+        rows.append(
+            _DESCRIPTOR.pack(
+                out.block,
+                out.offset_bytes,
+                dtype,
+                len(out.shape),
+                *out.shape,
+                *padding,
+                *out.strides,
+                *padding,
+            )
+        )
     return b"".join(rows)
 
 

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_HARNESS, EXIT_DEVICE = range(5)
 FORMATS = ("table", "github", "json", "csv")
-_EPILOG = "exit codes: 0 done; 1 a solution failed; 2 wrong usage or bad input; 3 the harness failed; 4 no such device"
+_EPILOG = (
+    "exit codes: 0 done; 1 a solution failed; 2 wrong usage or bad input; 3 the harness failed; "
+    "4 no such device"
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -74,10 +77,14 @@ def _with_command(arguments: list[str]) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m runner", description="KernelWave: GPU kernels against PyTorch", epilog=_EPILOG)
+    parser = _Parser(
+        prog="python -m runner", description="KernelWave: GPU kernels against PyTorch", epilog=_EPILOG
+    )
     parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
-    _add_run(commands.add_parser("run", help="check and time solutions (the default command)", epilog=_EPILOG))
+    _add_run(
+        commands.add_parser("run", help="check and time solutions (the default command)", epilog=_EPILOG)
+    )
     listing = commands.add_parser("list", help="problems, sweeps, solutions, baselines, cards")
     listing.set_defaults(command=_list)
     checking = commands.add_parser("check", help="lint and correctness of one file, nothing is recorded")
@@ -100,17 +107,33 @@ def _version() -> str:
 
 
 def _add_cells(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--shapes", action="append", default=[], metavar="SWEEP|LABEL|k=v,...", help="default: by device")
-    parser.add_argument("--dtype", default="fp32,fp16", metavar="LIST", help=f"of {', '.join(DTYPES)} (default: %(default)s)")
-    parser.add_argument("--math", default="tf32,fp32", metavar="LIST", help="accuracy of fp32 cells (default: %(default)s)")
+    parser.add_argument(
+        "--shapes", action="append", default=[], metavar="SWEEP|LABEL|k=v,...", help="default: by device"
+    )
+    parser.add_argument(
+        "--dtype", default="fp32,fp16", metavar="LIST", help=f"of {', '.join(DTYPES)} (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--math", default="tf32,fp32", metavar="LIST", help="accuracy of fp32 cells (default: %(default)s)"
+    )
     parser.add_argument("--device", metavar="cpu|cuda:N", help="default: a GPU if there is one")
-    parser.add_argument("--card", metavar="NAME", help="GPU that the sweep `waves` is placed for (default: the device's)")
-    parser.add_argument("--timeout", type=_positive, default=60.0, metavar="S", help="for a call; building takes twice as much")
+    parser.add_argument(
+        "--card", metavar="NAME", help="GPU that the sweep `waves` is placed for (default: the device's)"
+    )
+    parser.add_argument(
+        "--timeout",
+        type=_positive,
+        default=60.0,
+        metavar="S",
+        help="for a call; building takes twice as much",
+    )
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--problem", required=True, metavar="NAME|PATH")
-    parser.add_argument("--solution", action="append", default=[], metavar="NAME|PATH", help="default: all of the problem")
+    parser.add_argument(
+        "--solution", action="append", default=[], metavar="NAME|PATH", help="default: all of the problem"
+    )
     _add_cells(parser)
     parser.add_argument("--baseline", action="append", default=[], metavar="NAME", help="default: all")
     parser.add_argument("--quick", action="store_true", help="stop at an interval of 3 %% instead of 1 %%")
@@ -119,7 +142,9 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="show the plan and its estimated time")
     parser.add_argument("--format", choices=FORMATS, default="table")
     parser.add_argument("--results", type=Path, default=ROOT / "results", metavar="DIR")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write all records to one file, for `import`")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="write all records to one file, for `import`"
+    )
     parser.set_defaults(command=_run)
 
 
@@ -170,7 +195,7 @@ def _request(options: argparse.Namespace, problem: Problem, solutions: Sequence[
 
 
 def _limits(options: argparse.Namespace) -> dict[str, float]:
-    target, timing_s = (0.03, 1.0) if options.quick else (0.01, 2.0)
+    target, timing_s = (0.03, 0.75) if options.quick else (0.01, 1.5)
     return {"build_s": 2 * options.timeout, "call_s": options.timeout, "timing_s": timing_s, "target": target}
 
 
@@ -215,8 +240,8 @@ def _dry_run(request: Request) -> int:
         print(f"{job.solution.name}  {job.cell.sweep}/{job.cell.label}  {job.cell.arithmetic}")
     seconds = len(todo) * pipeline.ESTIMATE_S[request.device.partition(":")[0]]
     print(
-        f"{len(jobs)} cells on {request.device}: {len(jobs) - len(todo)} recorded by this protocol for these files, "
-        f"{len(todo)} to run, about {seconds / 60:.1f} min"
+        f"{len(jobs)} cells on {request.device}: {len(jobs) - len(todo)} recorded by this protocol for these "
+        f"files, {len(todo)} to run, about {seconds / 60:.1f} min"
     )
     return EXIT_DONE
 
@@ -285,20 +310,23 @@ def _check(options: argparse.Namespace) -> int:
     for finding in lint.lint(solution.source):
         print(f"{options.file}:{finding.line}: {finding.severity} [{finding.rule}] {finding.message}")
     with TemporaryDirectory(prefix="kernelwave-check-") as folder:
-        options.__dict__.update(baseline=[], rerun=True, budget=None, output=None, results=Path(folder), quick=True)
+        options.__dict__.update(
+            baseline=[], rerun=True, budget=None, output=None, results=Path(folder), quick=True
+        )
         request = pipeline.without_timing(_request(options, problem, [solution]))
         begun = time.monotonic()
         outcome = pipeline.run(request, _plain_progress)
     failed = [r for r in outcome.records if r.failed]
     for one in failed:
         print(_failure(one))
-    print(f"{len(outcome.records) - len(failed)} of {len(outcome.records)} cells pass in {time.monotonic() - begun:.0f} s")
+    passed, all_of = len(outcome.records) - len(failed), len(outcome.records)
+    print(f"{passed} of {all_of} cells pass in {time.monotonic() - begun:.0f} s")
     return _verdict(outcome)
 
 
 def _failure(made: Record) -> str:
-    failed = made.failed
-    return f"{made.cell.sweep}/{made.cell.label} {made.cell.arithmetic}: {made.status}: {failed.reason if failed else ''}"
+    cell, reason = made.cell, made.failed.reason if made.failed else ""
+    return f"{cell.sweep}/{cell.label} {cell.arithmetic}: {made.status}: {reason}"
 
 
 def _import(options: argparse.Namespace) -> int:

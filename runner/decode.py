@@ -11,7 +11,7 @@ from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 
-class Malformed(ValueError):  # noqa: N818 - says what the data is
+class Malformed(ValueError):
     """A value is not of the kind it should be; the text names the place."""
 
 

@@ -56,7 +56,9 @@ def choose(asked: str | None) -> str:
         raise NoDevice(f"--device '{asked}': cpu, cuda or cuda:N")
     index = int(number or 0)
     if not found:
-        raise NoDevice(f"--device '{asked}': this machine has no CUDA device; --device cpu checks correctness")
+        raise NoDevice(
+            f"--device '{asked}': this machine has no CUDA device; --device cpu checks correctness"
+        )
     if index >= len(found):
-        raise NoDevice(f"--device '{asked}': this machine has {len(found)} CUDA device(s), the last is cuda:{len(found) - 1}")
+        raise NoDevice(f"--device '{asked}': the last CUDA device of this machine is cuda:{len(found) - 1}")
     return f"cuda:{index}"

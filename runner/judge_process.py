@@ -20,7 +20,9 @@ class Judge:
     def __init__(self, device: str) -> None:
         self.device = device
         command = [sys.executable, "-m", "runner.judge", device]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+        )
         self.environment: dict[str, Any] = self._read()["environment"]
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:

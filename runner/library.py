@@ -31,7 +31,9 @@ def evaluate(
     """
     found = load.find_problem(problem)
     chosen = devices.choose(device)
-    cells = pipeline.plan_cells(found, shapes, dtypes, maths, chosen, cards.load_card(pipeline.TARGET_CARD).sms)
+    cells = pipeline.plan_cells(
+        found, shapes, dtypes, maths, chosen, cards.load_card(pipeline.TARGET_CARD).sms
+    )
     with TemporaryDirectory(prefix="kernelwave-") as folder:
         request = pipeline.Request(
             problem=found,

@@ -97,14 +97,21 @@ class HarnessFailure(Exception):
 
 
 def plan_cells(
-    problem: load.Problem, shapes: Sequence[str], dtypes: Sequence[str], maths: Sequence[str], device: str, sms: int
+    problem: load.Problem,
+    shapes: Sequence[str],
+    dtypes: Sequence[str],
+    maths: Sequence[str],
+    device: str,
+    sms: int,
 ) -> tuple[Cell, ...]:
     """Resolve `--shapes` (sweeps, labels, `k=v,...`) in every arithmetic asked for."""
     sweeps = problem.sweeps(sms)
     rows = [row for text in shapes for row in _resolve(problem, text, sweeps)]
     if not shapes:
         wanted = DEFAULT_SWEEPS[device.partition(":")[0]] if not problem.foreign else tuple(sweeps)
-        rows = [(name, label, shape) for name in wanted if name in sweeps for label, shape in sweeps[name].items()]
+        rows = [
+            (name, label, shape) for name in wanted if name in sweeps for label, shape in sweeps[name].items()
+        ]
         hidden = problem.hidden_shape(random.SystemRandom())
         rows += [(HIDDEN, "drawn", hidden)] if hidden is not None else []
     cells = [
@@ -116,7 +123,9 @@ def plan_cells(
     return tuple({c.key: c for c in cells}.values())
 
 
-def _resolve(problem: load.Problem, text: str, sweeps: dict[str, dict[str, Shape]]) -> Iterator[tuple[str, str, Shape]]:
+def _resolve(
+    problem: load.Problem, text: str, sweeps: dict[str, dict[str, Shape]]
+) -> Iterator[tuple[str, str, Shape]]:
     sweep, _, label = text.partition("/")
     if text in sweeps:
         yield from ((text, name, shape) for name, shape in sweeps[text].items())
@@ -127,7 +136,9 @@ def _resolve(problem: load.Problem, text: str, sweeps: dict[str, dict[str, Shape
     else:
         places = [name for name, rows in sweeps.items() if text in rows]
         if len(places) > 1:
-            raise load.BadInput(f"shape '{text}' is in several sweeps: say {' or '.join(f'{p}/{text}' for p in places)}")
+            raise load.BadInput(
+                f"shape '{text}' is in several sweeps: say {' or '.join(f'{p}/{text}' for p in places)}"
+            )
         if not places:
             labels = {label for rows in sweeps.values() for label in rows}
             raise load.unknown("sweep or shape", text, {*sweeps, *labels})
@@ -138,14 +149,21 @@ def recorded(request: Request) -> set[tuple[str, str]]:
     """(solution, cell key) pairs that this protocol has recorded for these files, by any versions."""
     found = set()
     for solution in request.solutions:
-        paths = [request.output] if request.output else request.results.glob(f"*/{request.problem.name}/{solution.name}.jsonl")
+        paths = (
+            [request.output]
+            if request.output
+            else request.results.glob(f"*/{request.problem.name}/{solution.name}.jsonl")
+        )
         for path in paths:
             cpu = path.parent.parent.name == "cpu"
             if request.output is None and cpu != (request.device == "cpu"):
                 continue
             for one in record.read(path)[0]:
                 files = (one.problem_digest, one.solution_digest, one.protocol)
-                if files == (request.problem.digest, solution.digest, PROTOCOL) and one.status is not Status.ERROR:
+                if (
+                    files == (request.problem.digest, solution.digest, PROTOCOL)
+                    and one.status is not Status.ERROR
+                ):
                     found.add((one.solution, one.cell.key))
     return found
 
@@ -213,7 +231,9 @@ class _Run:
 
     def _known(self, card: str) -> dict[str, Record]:
         known: dict[str, Record] = {}
-        for path in {self._path(card, Job(s, c)) for s in self.request.solutions for c in self.request.cells[:1]}:
+        for path in {
+            self._path(card, Job(s, c)) for s in self.request.solutions for c in self.request.cells[:1]
+        }:
             if path.is_file():
                 found, problems = record.read(path)
                 self.problems += problems
@@ -243,7 +263,9 @@ def _refuse(job: Job) -> Failed | None:
     if errors:
         return Failed(Status.BUILD, "lint", f"line {errors[0].line}: {errors[0].message}")
     header = lint.read_header(job.solution.source)
-    if job.cell.dtype not in header.dtypes or (job.cell.dtype == "fp32" and job.cell.math not in header.maths):
+    if job.cell.dtype not in header.dtypes or (
+        job.cell.dtype == "fp32" and job.cell.math not in header.maths
+    ):
         return Failed(Status.NOT_COVERED, "plan", f"the solution does not declare {job.cell.arithmetic}")
     return None
 
@@ -252,7 +274,11 @@ def _question(request: Request, job: Job) -> dict[str, Any]:
     return {
         "problem": str(request.problem.path),
         "name": request.problem.name,
-        "solution": {"name": job.solution.name, "path": str(job.solution.path), "source": job.solution.source},
+        "solution": {
+            "name": job.solution.name,
+            "path": str(job.solution.path),
+            "source": job.solution.source,
+        },
         "cell": to_json(job.cell),
         "baselines": request.baselines if request.device != "cpu" else (),
         "limits": request.limits,
@@ -276,7 +302,11 @@ def card_of(environment: dict[str, Any]) -> str:
     if environment["device"] == "cpu":
         return "cpu"
     card = cards.card_for_device(environment["gpu"], environment["sms"])
-    return card.name if card else re.sub(r"[^a-z0-9]+", "-", f"{environment['gpu']}-{environment['sms']}sm".lower())
+    return (
+        card.name
+        if card
+        else re.sub(r"[^a-z0-9]+", "-", f"{environment['gpu']}-{environment['sms']}sm".lower())
+    )
 
 
 @cache
@@ -287,7 +317,12 @@ def runner_digest() -> str:
 
 
 def make_record(
-    problem: load.Problem, job: Job, environment: dict[str, Any], card: str, ruling: dict[str, Any], entropy: str
+    problem: load.Problem,
+    job: Job,
+    environment: dict[str, Any],
+    card: str,
+    ruling: dict[str, Any],
+    entropy: str,
 ) -> Record:
     """Join a ruling with what surrounds it; a time below the byte floor is INVALID."""
     failed: Failed | None = _decoded(Failed, ruling, "failed")
@@ -346,11 +381,15 @@ def _weigh(made: Record, problem: load.Problem, checked: Checked, timed: Timed) 
         return made
     card = cards.load_card(made.card)
     occupied = [(x.kernel, waves.launch_occupancy(x, card)) for x in checked.launches]
-    made = dataclasses.replace(made, waves=tuple({"kernel": k, **to_json(o)} for k, o in occupied if o is not None))
+    made = dataclasses.replace(
+        made, waves=tuple({"kernel": k, **to_json(o)} for k, o in occupied if o is not None)
+    )
     return _place(made, problem, card, time_us, max(mine.times_us))
 
 
-def _place(made: Record, problem: load.Problem, card: cards.Card, time_us: float, slowest_us: float) -> Record:
+def _place(
+    made: Record, problem: load.Problem, card: cards.Card, time_us: float, slowest_us: float
+) -> Record:
     """Place a time against the card: bytes, FLOPs, bound, floor."""
     if problem.foreign or not hasattr(problem.outline, "flops"):
         return made

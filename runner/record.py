@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import re
 from dataclasses import replace
@@ -27,15 +26,15 @@ LOCK_TIMEOUT_S = 30.0
 SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 
 
-class BadRecord(ValueError):  # noqa: N818 -- a value as often as an exception
+class BadRecord(ValueError):
     """Why a line is not a record, or a record not a line."""
 
 
-class ResultsUnwritable(RuntimeError):  # noqa: N818 -- reads as what happened
+class ResultsUnwritable(RuntimeError):
     """A record could not be kept; everything recorded earlier is intact."""
 
 
-class ResultsBusy(RuntimeError):  # noqa: N818 -- reads as what happened
+class ResultsBusy(RuntimeError):
     """Another run holds the results folder."""
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from runner.baselines.cudnn import FLAGS as FLAGS
+from runner.baselines import cudnn
 
 HEADLINE = True
+FLAGS = cudnn.FLAGS
 LAYOUT = "channels_last, converted inside"
 
 

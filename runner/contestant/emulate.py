@@ -38,7 +38,9 @@ def install() -> None:
             return interpreter.TensorHandle(truncate_to_tf32(handle.data), tl.float32)
         return handle
 
-    def create_dot(self: Any, a: Any, b: Any, d: Any, input_precision: Any, max_num_imprecise_acc: int) -> Any:
+    def create_dot(
+        self: Any, a: Any, b: Any, d: Any, input_precision: Any, max_num_imprecise_acc: int
+    ) -> Any:
         tf32 = input_precision == ir.INPUT_PRECISION.TF32
         return original(self, operand(a, tf32), operand(b, tf32), d, input_precision, max_num_imprecise_acc)
 

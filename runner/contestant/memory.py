@@ -70,7 +70,11 @@ class HostMemory:
         described, at = [], 0
         for tensor in outputs:
             needed = describe(0, 0, tensor).extent() * tensor.element_size()
-            if tensor.device.type != "cpu" or tensor.layout != torch.strided or at + needed > len(self._arena):
+            if (
+                tensor.device.type != "cpu"
+                or tensor.layout != torch.strided
+                or at + needed > len(self._arena)
+            ):
                 described.append(describe(-1, 0, tensor))
                 continue
             place = self._arena[at : at + needed].view(tensor.dtype)
@@ -139,10 +143,12 @@ class DeviceMemory:
                 described.append(describe(-1, 0, tensor))
                 continue
             place = self._segment(tensor.data_ptr()) if tensor.numel() else (-1, 0)
-            if place is None:
-                tensor, place = self._copy(tensor)
-                copied += 1
-            described.append(describe(*place, tensor))
+            if place is not None:
+                described.append(describe(*place, tensor))
+                continue
+            spare, place = self._copy(tensor)
+            described.append(describe(*place, spare))
+            copied += 1
         packed = channel.pack_outputs(described)
         if not copied and all(o.block >= 0 for o in described):
             self._located[key] = self._identities(outputs), packed

@@ -63,6 +63,7 @@ class Contestant:
         self.blocks: list[torch.Tensor] = []
         self.slots: list[list[Any]] = []
         self.seats: list[Seat] = []
+        self.model: nn.Module | None = None
         self.returning = threading.Event()
         self.failure: BaseException | None = None
 
@@ -122,22 +123,29 @@ class Contestant:
 
     def allocate(self, job: dict[str, Any]) -> None:
         """Allocate parameters (block 0), input slots (block 1) and, on the host, the output arena."""
-        self.blocks = [self.memory.block(job["parameter_bytes"]), self.memory.block(job["slot_bytes"] * job["slots"])]
+        self.blocks = [
+            self.memory.block(job["parameter_bytes"]),
+            self.memory.block(job["slot_bytes"] * job["slots"]),
+        ]
         if isinstance(self.memory, HostMemory):
             self.memory.arena(job["arena_bytes"])
         for slot in range(job["slots"]):
             start = slot * job["slot_bytes"]
-            self.slots.append([
-                item["value"] if "value" in item else _view(self.blocks[1], start + item["offset"], item)
-                for item in job["inputs"]
-            ])
+            self.slots.append(
+                [
+                    item["value"] if "value" in item else _view(self.blocks[1], start + item["offset"], item)
+                    for item in job["inputs"]
+                ]
+            )
 
     def load(self, job: dict[str, Any]) -> int:
         """Copy the judge's parameters into the model and let it prepare; returns ns, or -1."""
+        model = self.model
+        assert model is not None  # noqa: S101 - LOAD follows BUILD
         given = {p["name"]: _view(self.blocks[0], p["offset"], p) for p in job["parameters"]}
-        _load_parameters(self.model, given)
+        _load_parameters(model, given)
         took_ns = -1
-        prepare = getattr(self.model, "prepare", None)
+        prepare = getattr(model, "prepare", None)
         if job["prepare"] and callable(prepare):
             start = time.perf_counter_ns()
             try:
@@ -147,15 +155,17 @@ class Contestant:
             except BaseException as error:
                 raise Refused(Fault.BUILD, _story(error)) from error
             took_ns = time.perf_counter_ns() - start
-        self.seats = [self.seat(name, job) for name in job["policies"]] or [Seat(self.model, lambda: None)]
+        self.seats = [self.seat(name, model, job) for name in job["policies"]] or [Seat(model, lambda: None)]
         return took_ns
 
-    def seat(self, policy: str, job: dict[str, Any]) -> Seat:
+    def seat(self, policy: str, given: nn.Module, job: dict[str, Any]) -> Seat:
         """Make a baseline's seat: its own copy of the model under its own policy."""
         module = import_module(f"runner.baselines.{policy}")
         model = _execute(job["source"], f"reference_{policy}", self.scratch)
-        instance = getattr(model, job["entry"])(*_decode(job["init"])).to(self.device, TORCH_DTYPES[job["dtype"]])
-        instance.load_state_dict(self.model.state_dict())
+        instance = getattr(model, job["entry"])(*_decode(job["init"])).to(
+            self.device, TORCH_DTYPES[job["dtype"]]
+        )
+        instance.load_state_dict(given.state_dict())
 
         def configure() -> None:
             for name, value in module.FLAGS.items():
@@ -174,7 +184,8 @@ class Contestant:
         gc.collect()
         self.returning.clear()
         threads = [
-            threading.Thread(target=self._seated, args=(index,), daemon=True) for index in range(1, len(self.seats))
+            threading.Thread(target=self._seated, args=(index,), daemon=True)
+            for index in range(1, len(self.seats))
         ]
         for thread in threads:
             thread.start()
@@ -293,8 +304,8 @@ class _Timer:
         self.device = device
         self.issue_ns = 0
         if device.type == "cuda":
-            self.begin = torch.cuda.Event(enable_timing=True)
-            self.end = torch.cuda.Event(enable_timing=True)
+            self.begin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            self.end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             self.begin.record()
         self.start_ns = time.perf_counter_ns()
 
@@ -405,7 +416,9 @@ def main(sock: socket.socket, page_fd: int, scratch: Path, device_name: str) -> 
     isolation = sandbox.enter(scratch, device=device_name.partition(":")[0])
     die_with_parent()
     torch.set_num_threads(1)
-    channel.send(sock, Frame(Kind.HELLO, text=json.dumps([isolation.level, isolation.layers, isolation.missing])))
+    channel.send(
+        sock, Frame(Kind.HELLO, text=json.dumps([isolation.level, isolation.layers, isolation.missing]))
+    )
     device = torch.device(device_name)
     if device.type == "cuda":
         torch.cuda.set_device(device)

@@ -20,7 +20,8 @@ import torch
 from runner import load
 from runner.contestant.zygote import die_with_parent
 from runner.judge import environment
-from runner.judge.referee import Limits, Referee, Ruling
+from runner.judge.bench import Limits
+from runner.judge.referee import Referee, Ruling
 from runner.schema import Cell, Failed, Status, to_json
 
 _PR_SET_DUMPABLE = 4
@@ -29,17 +30,25 @@ _PR_SET_DUMPABLE = 4
 def answer(referee: Referee, request: dict[str, Any]) -> dict[str, Any]:
     """Rule on one request; the harness's own failures are rulings too."""
     entropy = os.urandom(16)
-    problem = load.Problem(request["name"], Path(request["problem"]), load.read_source(Path(request["problem"])))
-    solution = load.Solution(request["solution"]["name"], Path(request["solution"]["path"]), request["solution"]["source"])
+    problem = load.Problem(
+        request["name"], Path(request["problem"]), load.read_source(Path(request["problem"]))
+    )
+    solution = load.Solution(
+        request["solution"]["name"], Path(request["solution"]["path"]), request["solution"]["source"]
+    )
     shape = {k: tuple(v) if isinstance(v, list) else v for k, v in request["cell"].pop("shape").items()}
     cell = Cell(shape=shape, **request["cell"])
     referee.limits = Limits(**request["limits"])
     try:
         ruling = referee.rule(problem, solution, cell, tuple(request["baselines"]), entropy)
     except torch.OutOfMemoryError as error:
-        ruling = Ruling(Failed(Status.UNSUPPORTED, "judge", "the judge ran out of device memory", str(error)[:500]))
+        ruling = Ruling(
+            Failed(Status.UNSUPPORTED, "judge", "the judge ran out of device memory", str(error)[:500])
+        )
     except Exception as error:  # noqa: BLE001 - a fault of the harness is an answer, not the end of the sweep
-        ruling = Ruling(Failed(Status.ERROR, "judge", f"{type(error).__name__}: {error}", traceback.format_exc()[-2000:]))
+        ruling = Ruling(
+            Failed(Status.ERROR, "judge", f"{type(error).__name__}: {error}", traceback.format_exc()[-2000:])
+        )
     return {"ruling": to_json(ruling), "entropy": entropy.hex()}
 
 
@@ -54,10 +63,10 @@ def main() -> None:
     if device != "cpu":
         torch.cuda.set_device(torch.device(device))
     referee = Referee(device, Limits())
-    print(json.dumps({"environment": environment.describe(device)}), file=out)  # noqa: T201 - the protocol
+    print(json.dumps({"environment": environment.describe(device)}), file=out)
     try:
         for line in sys.stdin:
-            print(json.dumps(answer(referee, json.loads(line))), file=out)  # noqa: T201
+            print(json.dumps(answer(referee, json.loads(line))), file=out)
     finally:
         referee.close()
 

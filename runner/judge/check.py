@@ -53,7 +53,9 @@ def _share(error: PopulationError) -> float:
     return max(error.normwise / error.normwise_budget, error.elementwise / error.elementwise_budget)
 
 
-def form(outputs: Sequence[tuple[str, tuple[int, ...], tuple[int, ...]]], expected: Sequence[torch.Tensor]) -> str:
+def form(
+    outputs: Sequence[tuple[str, tuple[int, ...], tuple[int, ...]]], expected: Sequence[torch.Tensor]
+) -> str:
     """Compare (dtype, shape, strides) of outputs with expected ones; returns what is wrong, or ''."""
     if len(outputs) != len(expected):
         return f"{len(outputs)} outputs instead of {len(expected)}"
@@ -103,7 +105,9 @@ def compare(
                 return
 
 
-def _chunks(inputs: Sequence[Any], outputs: Sequence[torch.Tensor], *, sliced: bool) -> Iterator[tuple[list[Any], list[torch.Tensor]]]:
+def _chunks(
+    inputs: Sequence[Any], outputs: Sequence[torch.Tensor], *, sliced: bool
+) -> Iterator[tuple[list[Any], list[torch.Tensor]]]:
     if not sliced:
         yield list(inputs), list(outputs)
         return
@@ -183,7 +187,8 @@ def _hold_main(
     floor = torch.finfo(out.dtype).smallest_normal
 
     def norm(x: torch.Tensor) -> torch.Tensor:
-        return _rows(x * mask, slices).norm(dim=1)
+        total: torch.Tensor = torch.linalg.vector_norm(_rows(x * mask, slices), dim=1)
+        return total
 
     def peak(x: torch.Tensor) -> torch.Tensor:
         return _rows((x * mask).abs(), slices).amax(dim=1)
@@ -214,7 +219,9 @@ def _hold_main(
         tally.wrong = f"values: {_first(off == off.max(), out, truth)}"
 
 
-def _hold_structural(error: torch.Tensor, truth: torch.Tensor, mask: torch.Tensor, out: torch.Tensor, tally: Tally) -> None:
+def _hold_structural(
+    error: torch.Tensor, truth: torch.Tensor, mask: torch.Tensor, out: torch.Tensor, tally: Tally
+) -> None:
     """An output that no tap reaches is its constant, up to one rounding of the dtype."""
     info = torch.finfo(out.dtype)
     unit = info.eps * _finite(truth).abs() + info.smallest_normal

@@ -33,7 +33,12 @@ from runner.schema import Status
 
 _POLL_S = 0.02
 _MAX_FRAMES = 512  # of one wait; an honest contestant sends tens
-_FAULTS: dict[int, Status] = {Fault.BUILD: Status.BUILD, Fault.CALL: Status.CRASH, Fault.OUTPUT: Status.WRONG, Fault.OOM: Status.OOM}
+_FAULTS: dict[int, Status] = {
+    Fault.BUILD: Status.BUILD,
+    Fault.CALL: Status.CRASH,
+    Fault.OUTPUT: Status.WRONG,
+    Fault.OOM: Status.OOM,
+}
 
 
 class Foul(Exception):
@@ -321,7 +326,9 @@ class Contestant:
         if self.cuda:
             address, real = cuda_ipc.map_handle(frame.payload)
             self._mapped.append(address)
-            self.blocks.append(torch.as_tensor(cuda_ipc.DeviceBytes(address, real), device=self.zygotes.device))
+            self.blocks.append(
+                torch.as_tensor(cuda_ipc.DeviceBytes(address, real), device=self.zygotes.device)
+            )
             return
         if not fds:
             raise BadFrame("a buffer without memory")

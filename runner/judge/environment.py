@@ -52,7 +52,7 @@ def _device(device: torch.device) -> dict[str, Any]:
         "l2_bytes": properties.L2_cache_size,
         "memory_bytes": properties.total_memory,
         "uuid": str(properties.uuid),
-        "cudnn": str(torch.backends.cudnn.version()),
+        "cudnn": str(torch.backends.cudnn.version()),  # type: ignore[no-untyped-call]
     }
     # NVML may be missing or forbidden: its facts are then absent, not guessed.
     with contextlib.suppress(Exception):

@@ -23,7 +23,11 @@ class Oracle:
     """Reference models of one cell. Parameters are given in the cell's dtype, on the judge's device."""
 
     def __init__(
-        self, make: Callable[[], nn.Module], parameters: dict[str, torch.Tensor], dtype: torch.dtype, arithmetic: str
+        self,
+        make: Callable[[], nn.Module],
+        parameters: dict[str, torch.Tensor],
+        dtype: torch.dtype,
+        arithmetic: str,
     ) -> None:
         self.dtype = dtype
         self.arithmetic = arithmetic
@@ -66,7 +70,9 @@ class Oracle:
         if self.arithmetic == "tf32":
             bits = value.contiguous().view(torch.int32)
             if draw:
-                bits = bits + torch.randint(0x2000, bits.shape, generator=generator, device=bits.device, dtype=torch.int32)
+                bits = bits + torch.randint(
+                    0x2000, bits.shape, generator=generator, device=bits.device, dtype=torch.int32
+                )
             return (bits & ~0x1FFF).view(torch.float32).double()
         error = _FP32_OPERAND_ERROR if self.arithmetic == "fp32" else _ACCUMULATION_ERROR
         noise = torch.rand(value.shape, generator=generator, device=value.device, dtype=torch.float32)
@@ -83,7 +89,10 @@ class Oracle:
         for value in model.state_dict().values():
             value.fill_(1)
         filled = [
-            [_wide(x).fill_(level) if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in inputs]
+            [
+                _wide(x).fill_(level) if isinstance(x, torch.Tensor) and x.is_floating_point() else x
+                for x in inputs
+            ]
             for level in (1.0, 0.0)
         ]
         masks = [a != b for a, b in zip(*(outputs_of(model, f) for f in filled), strict=True)]
@@ -106,5 +115,7 @@ def _wide(value: Any) -> Any:
 def _loaded(model: nn.Module, parameters: dict[str, torch.Tensor], dtype: torch.dtype) -> nn.Module:
     device = next(iter(parameters.values())).device if parameters else None
     model = model.to(device=device, dtype=dtype).eval()
-    model.load_state_dict({name: value.to(dtype) if value.is_floating_point() else value for name, value in parameters.items()})
+    model.load_state_dict(
+        {name: value.to(dtype) if value.is_floating_point() else value for name, value in parameters.items()}
+    )
     return model

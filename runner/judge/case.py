@@ -1,0 +1,153 @@
+"""A cell's private side: what is asked, with what parameters, and what the answer looks like."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from runner import load
+from runner.channel import MAX_OUTPUTS
+from runner.judge.inputs import SCALES, TORCH_DTYPES, draw_mixture, lay_out
+from runner.judge.oracle import Oracle, outputs_of
+from runner.schema import Cell
+
+#: At most this many calls make a sample,
+MAX_CALLS = 64
+#: and their slots this share of the device's memory: contestant, baselines and judge hold it several times.
+SLOT_SHARE = 1 / 20
+#: Beside inputs and outputs: three CUDA contexts, the oracle's chunks, library workspaces.
+DEVICE_RESERVE_BYTES = 6 * 2**30
+
+
+class Case:
+    """A cell's private side: layouts, parameters, oracle, masters and snapshots."""
+
+    def __init__(self, problem: load.Problem, cell: Cell, device: torch.device, entropy: bytes) -> None:
+        self.problem, self.cell, self.device = problem, cell, device
+        self.dtype = TORCH_DTYPES[cell.dtype]
+        module = problem.module()
+        self.shape = problem.shape(cell.shape)
+        arguments = () if self.shape is None else (self.shape,)
+        self.get_inputs: Callable[[], list[Any]] = lambda: list(module.get_inputs(*arguments))
+        self.init = list(module.get_init_inputs(*arguments))
+        self.fixed = getattr(module, "PARAMETERS", "fixed") == "fixed"
+        self.generator = torch.Generator(device).manual_seed(int.from_bytes(entropy[:8], "little") >> 1)
+        torch.manual_seed(int.from_bytes(entropy[8:], "little") >> 1)
+        model = module.Model(*self.init)
+        with torch.device("meta"):
+            specimens = self.get_inputs()
+        self.inputs = lay_out([(f"input{i}", v) for i, v in enumerate(specimens)], self.dtype)
+        self.parameters = lay_out(list(model.state_dict().items()), self.dtype)
+        state = {
+            name: v.to(device, self.dtype if v.is_floating_point() else v.dtype)
+            for name, v in model.state_dict().items()
+        }
+        self.state = state
+        self.oracle = Oracle(lambda: module.Model(*self.init), state, self.dtype, cell.arithmetic)
+        self.expected = self._expected(module, specimens)
+        self.output_bytes = sum(-(-y.numel() * y.element_size() // 256) * 256 for y in self.expected)
+        self.reached = self._reached(module)
+
+    def _expected(self, module: Any, specimens: list[Any]) -> list[torch.Tensor]:
+        """The outputs' form, from the reference on meta tensors."""
+        with torch.device("meta"):
+            model = module.Model(*self.init).to(self.dtype)
+        inputs = [
+            v.to(self.dtype) if isinstance(v, torch.Tensor) and v.is_floating_point() else v
+            for v in specimens
+        ]
+        return outputs_of(model, inputs)
+
+    def _reached(self, module: Any) -> list[torch.Tensor] | None:
+        if getattr(module, "BATCH_DIM", None) != 0:
+            return None
+        one = [
+            torch.ones((1, *v.shape[1:]), dtype=v.dtype, device=self.device) if hasattr(v, "shape") else v
+            for v in self.inputs.views(torch.empty(self.inputs.size, dtype=torch.uint8, device="meta"))
+        ]
+        return self.oracle.reached(one)
+
+    @property
+    def max_calls(self) -> int:
+        """How many distinct inputs a sample can have."""
+        if self.device.type == "cpu":
+            return 1
+        budget = int(SLOT_SHARE * torch.cuda.get_device_properties(self.device).total_memory)
+        each = self.inputs.size + self.output_bytes
+        return max(1, min(MAX_CALLS, budget // each, MAX_OUTPUTS // len(self.expected)))
+
+    def draw(self, calls: int, block: torch.Tensor) -> None:
+        """Fill the first `calls` slots of a master block with fresh values."""
+        if self.shape is None:
+            for slot in range(calls):
+                self.draw_own(block, slot)
+            return
+        slots = block[: calls * self.inputs.size].view(calls, self.inputs.size)
+        for item in self.inputs.tensors:
+            samples = item.shape[0] if len(item.shape) > 1 else 1
+            width = max(1, item.size // item.dtype.itemsize // max(samples, 1))
+            if item.dtype.is_floating_point:
+                scales = SCALES[self.cell.dtype]
+                drawn = draw_mixture(calls * samples, width, item.dtype, self.generator, scales)
+            else:
+                drawn = torch.randint(
+                    2, (calls * samples, width), generator=self.generator, device=self.device
+                )
+            place = slots[:, item.offset : item.offset + item.size].view(item.dtype)
+            place.copy_(drawn.view(calls, -1))
+
+    def draw_own(self, block: torch.Tensor, slot: int = 0) -> None:
+        """Fill one slot by the problem's own `get_inputs`, as KernelBench would."""
+        torch.manual_seed(secrets.randbits(62))
+        with torch.device(self.device):
+            values = self.get_inputs()
+        for item, value in zip(self.inputs.items, values, strict=True):
+            if isinstance(value, torch.Tensor):
+                item.view(block, slot * self.inputs.size).copy_(value)
+
+    def job(
+        self, source: str, digest: str, name: str, entry: str, policies: tuple[str, ...]
+    ) -> dict[str, Any]:
+        """What a contestant is told about the cell."""
+        return {
+            "source": source,
+            "digest": digest,
+            "name": name,
+            "entry": entry,
+            "init": encode(self.init),
+            "parameters": [i.to_json() for i in self.parameters.tensors],
+            "parameter_bytes": self.parameters.size,
+            "inputs": [i.to_json() if hasattr(i, "to_json") else {"value": i} for i in self.inputs.items],
+            "slot_bytes": self.inputs.size,
+            "slots": self.max_calls,
+            "arena_bytes": 2 * self.output_bytes + 4096,
+            "dtype": self.cell.dtype,
+            "math": self.cell.math,
+            "policies": policies,
+            "prepare": self.fixed and not policies,
+        }
+
+
+def encode(value: Any) -> Any:
+    """Turn constructor arguments into JSON; tuples stay tuples. Raises TypeError for anything else."""
+    if isinstance(value, tuple):
+        return {"tuple": [encode(v) for v in value]}
+    if isinstance(value, list):
+        return [encode(v) for v in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(
+        f"get_init_inputs holds a {type(value).__name__}: only numbers, texts, lists and tuples travel"
+    )
+
+
+def estimated_bytes(problem: load.Problem, cell: Cell) -> int:
+    """Device memory of a cell by the problem's own count of bytes, before anything is allocated."""
+    count = getattr(problem.module(), "min_bytes", None)
+    if count is None or problem.foreign:
+        return 0
+    one = int(count(problem.shape(cell.shape), 4 if cell.dtype == "fp32" else 2))
+    return 4 * one + DEVICE_RESERVE_BYTES
