@@ -157,7 +157,10 @@ def map_foreign(fd: int, size: int) -> mmap.mmap:
         raise BadFrame("a buffer that is not memory") from error
     if seals & _SEALS != _SEALS or os.fstat(fd).st_size != size:
         raise BadFrame("a buffer that is unsealed or of another size")
-    return mmap.mmap(fd, size)
+    try:
+        return mmap.mmap(fd, size)
+    except OSError as error:  # sealed against writing, or opened for reading
+        raise BadFrame("a buffer that cannot be written") from error
 
 
 #: dtype codes in output descriptors; a name that torch knows.
@@ -272,14 +275,13 @@ def pack_outputs(outputs: Sequence[Output]) -> bytes:
 
 def parse_outputs(raw: bytes) -> list[Output]:
     """Validate descriptors as far as they can be without the buffers, or raise BadFrame."""
-    words = memoryview(raw).cast("q")
+    if len(raw) % _DESCRIPTOR.size:
+        raise BadFrame("an output descriptor that is cut")
     outputs = []
-    for at in range(0, len(words), _OUTPUT_WORDS):
-        block, offset, dtype, ndim = words[at : at + 4]
+    for block, offset, dtype, ndim, *sizes in _DESCRIPTOR.iter_unpack(raw):
         if not 0 <= dtype < len(DTYPE_NAMES) or not 0 <= ndim <= MAX_DIMS or offset < 0:
             raise BadFrame("an output descriptor out of range")
-        shape = tuple(words[at + 4 : at + 4 + ndim])
-        strides = tuple(words[at + 4 + MAX_DIMS : at + 4 + MAX_DIMS + ndim])
+        shape, strides = tuple(sizes[:ndim]), tuple(sizes[MAX_DIMS : MAX_DIMS + ndim])
         if any(not 0 <= n < 2**48 for n in (*shape, *strides)):
             raise BadFrame("an output descriptor out of range")
         outputs.append(Output(block, offset, DTYPE_NAMES[dtype], shape, strides))

@@ -154,7 +154,7 @@ def _positive(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a positive number of seconds")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a positive number")
     return value
 
 
@@ -195,7 +195,7 @@ def _request(options: argparse.Namespace, problem: Problem, solutions: Sequence[
 
 
 def _limits(options: argparse.Namespace) -> dict[str, float]:
-    target, timing_s = (0.03, 0.75) if options.quick else (0.01, 1.5)
+    target, timing_s = (0.03, 0.5) if options.quick else (0.01, 1.0)
     return {"build_s": 2 * options.timeout, "call_s": options.timeout, "timing_s": timing_s, "target": target}
 
 

@@ -65,7 +65,7 @@ class Settings:
     """How long to measure. `target` is the half-width of the interval in log ratio."""
 
     target: float = analyse.TARGET
-    budget_s: float = 2.0
+    budget_s: float = 1.0
     max_rounds: int = MAX_ROUNDS
 
 

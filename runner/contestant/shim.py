@@ -27,9 +27,8 @@ from torch import nn
 
 from runner import channel
 from runner.channel import Call, Fault, Frame, Kind, Page
-from runner.contestant import sandbox, witness
+from runner.contestant import libc, sandbox, witness
 from runner.contestant.memory import DeviceMemory, HostMemory
-from runner.contestant.zygote import die_with_parent
 
 TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -182,6 +181,7 @@ class Contestant:
     def take_seats(self) -> None:
         """Serve calls, the first seat on this thread and each other one on its own, until LEAVE."""
         gc.collect()
+        gc.disable()
         self.returning.clear()
         threads = [
             threading.Thread(target=self._seated, args=(index,), daemon=True)
@@ -193,6 +193,7 @@ class Contestant:
         self._seated(0)
         for thread in threads:
             thread.join()
+        gc.enable()
         if self.failure is not None:
             raise self.failure
 
@@ -220,11 +221,10 @@ class Contestant:
         """Answer calls on the page; returns the seat to go on with, or None at LEAVE."""
         seat.configure()
         page, words = self.page, self.page.words
-        await_go = _spin if self.device.type == "cuda" else self._block
         answer = page.answer if self.device.type == "cuda" else self._answer
         last = words[1]
         while True:
-            seq = await_go(words, last)
+            seq = self.await_go(words, last)
             kind, calls = words[3], words[2]
             last = seq
             if kind == Call.FORWARD:
@@ -288,9 +288,12 @@ class Contestant:
             self.publish(seat.held, 0)
         return claim_ns
 
-    def _block(self, _words: memoryview, _last: int) -> int:
-        frame, _ = channel.receive(self.sock)
-        return frame.seq
+    def await_go(self, words: memoryview, last: int) -> int:
+        """Sleep until the judge arms this process, then spin: on a CPU GO is there already."""
+        channel.receive(self.sock)
+        while words[0] == last:
+            pass
+        return words[0]
 
     def _answer(self, seq: int, claim_ns: int, outputs_per_call: int) -> None:
         self.page.answer(seq, claim_ns, outputs_per_call)
@@ -316,12 +319,6 @@ class _Timer:
         self.end.record()
         torch.cuda.synchronize(self.device)
         return int(self.begin.elapsed_time(self.end) * 1e6)
-
-
-def _spin(words: memoryview, last: int) -> int:
-    while words[0] == last:
-        pass
-    return words[0]
 
 
 def _collect(result: object, held: list[torch.Tensor]) -> None:
@@ -414,7 +411,7 @@ def main(sock: socket.socket, page_fd: int, scratch: Path, device_name: str) -> 
     page = Page(page_fd)
     os.close(page_fd)
     isolation = sandbox.enter(scratch, device=device_name.partition(":")[0])
-    die_with_parent()
+    libc.die_with_parent()
     torch.set_num_threads(1)
     channel.send(
         sock, Frame(Kind.HELLO, text=json.dumps([isolation.level, isolation.layers, isolation.missing]))

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import array
 import contextlib
-import ctypes
 import gc
 import importlib
 import json
@@ -26,18 +25,10 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
+from runner.contestant import libc
+
 MESSAGE_BYTES = 64 * 1024
 _LOG_TAIL_BYTES = 4096
-_PR_SET_PDEATHSIG = 1
-_PR_SET_CHILD_SUBREAPER = 36
-
-
-def die_with_parent() -> None:
-    """Ask the kernel for SIGKILL when the parent goes, so that a killed run leaves nothing behind."""
-    parent = os.getppid()
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent or parent == 1:
-        os._exit(1)
 
 
 @dataclass
@@ -130,8 +121,9 @@ class Zygote:
             if pid == 0:
                 return
             child = self.children.pop(pid, None)
-            if child is None:
-                continue  # an orphan of a contestant that came to us as its subreaper
+            if child is None:  # an orphan of a contestant that came to us as its subreaper
+                _kill_orphans(keep=set(self.children))  # and so do its own children now
+                continue
             _kill_session(pid)
             _kill_orphans(keep=set(self.children))
             with contextlib.suppress(KeyError):
@@ -160,6 +152,14 @@ def _kill_orphans(keep: set[int]) -> None:
             if int(word) not in keep:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(int(word), signal.SIGKILL)
+
+
+def _end_children() -> None:
+    """Kill and reap until nothing is left: what a kill orphans becomes our child."""
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            _kill_orphans(keep=set())
+            os.waitpid(-1, 0)
 
 
 def _become_contestant(device: str, scratch: Path, fds: list[int], log: int) -> None:
@@ -205,12 +205,13 @@ def main() -> None:
     """Preload, then serve the descriptor named on the command line."""
     control = socket.socket(fileno=int(sys.argv[1]))
     device = sys.argv[2]
-    die_with_parent()
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    libc.prctl(libc.PR_SET_CHILD_SUBREAPER, 1)
     _preload(device)
     gc.collect()
     gc.freeze()
+    # It outlives a killed judge by the moment that this takes: the control socket ends with the judge.
     Zygote(control, device).serve()
+    _end_children()
     os._exit(0)  # without Triton's complaints about what it has not freed
 
 

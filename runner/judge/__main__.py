@@ -7,7 +7,6 @@ Both ends are trusted; what contestants print never comes near these descriptors
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import sys
@@ -18,13 +17,11 @@ from typing import Any
 import torch
 
 from runner import load
-from runner.contestant.zygote import die_with_parent
+from runner.contestant import libc
 from runner.judge import environment
 from runner.judge.bench import Limits
 from runner.judge.referee import Referee, Ruling
 from runner.schema import Cell, Failed, Status, to_json
-
-_PR_SET_DUMPABLE = 4
 
 
 def answer(referee: Referee, request: dict[str, Any]) -> dict[str, Any]:
@@ -54,8 +51,8 @@ def answer(referee: Referee, request: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Serve requests until standard input ends."""
-    die_with_parent()
-    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0)
+    libc.die_with_parent()
+    libc.prctl(libc.PR_SET_DUMPABLE)
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # nothing but answers may reach the command line
     device = sys.argv[1]

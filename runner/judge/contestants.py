@@ -32,6 +32,7 @@ from runner.contestant.zygote import MESSAGE_BYTES
 from runner.schema import Status
 
 _POLL_S = 0.02
+_GRACE_S = 5.0  # from the end of a channel to the death of its process
 _MAX_FRAMES = 512  # of one wait; an honest contestant sends tens
 _FAULTS: dict[int, Status] = {
     Fault.BUILD: Status.BUILD,
@@ -95,7 +96,7 @@ class Zygotes:
                 self._control.send(json.dumps({"kill": identity}).encode())
 
     def exit_of(self, identity: int, deadline_s: float = 10.0) -> tuple[int, str]:
-        """Return a dead contestant's wait status and the end of its output."""
+        """Return a dead contestant's wait status and the end of its output; TimeoutError if it lives."""
         end = time.monotonic() + deadline_s
         while identity not in self._exits:
             self._listen(end)
@@ -105,7 +106,7 @@ class Zygotes:
         assert self._control is not None  # noqa: S101 - only called after _start
         left = end - time.monotonic()
         if left <= 0 or not select.select([self._control], [], [], left)[0]:
-            raise RuntimeError("the fork server does not answer")
+            raise TimeoutError("the fork server does not answer")
         data = self._control.recv(MESSAGE_BYTES)
         if not data:
             raise RuntimeError("the fork server has died")
@@ -147,6 +148,7 @@ class Contestant:
         self.launches: list[Frame] = []
         self._mapped: list[int] = []
         self._seq = 0
+        self._armed = False
         hello = self._expect(Kind.HELLO, "start", 30.0)
         level, layers, missing = json.loads(hello.text)
         self.isolation = {"level": level, "layers": layers, "missing": missing}
@@ -190,9 +192,20 @@ class Contestant:
     def ring(self, kind: Call, calls: int = 1, seat: int = 0, offset_bytes: int = 0) -> None:
         """Ring GO."""
         self._seq += 1
+        if self.cuda and not self._armed:
+            self.arm()
         self.page.ask(self._seq, kind, calls, seat, offset_bytes)
         if not self.cuda:
             self._send(Frame(Kind.GO, seq=self._seq))
+        self._armed = False
+
+    def arm(self) -> None:
+        """Have a CUDA contestant spin for the next GO; it sleeps between calls, since two that spin beside
+        the judge slow each other's host down. A CPU contestant is woken by GO itself.
+        """
+        if self.cuda:
+            self._send(Frame(Kind.GO))
+            self._armed = True
 
     def wait(self, stage: str, deadline_s: float) -> int:
         """Wait for DONE; returns the claimed ns. Raises Foul at death, faults and the deadline."""
@@ -361,20 +374,25 @@ class Contestant:
 
     def _death(self, stage: str) -> Foul:
         """Name the death of a contestant: an exit code never means anything good."""
-        status, log = self.zygotes.exit_of(self.identity)
+        try:
+            status, log = self.zygotes.exit_of(self.identity, _GRACE_S)
+        except TimeoutError:  # an empty datagram looks like the end, too
+            return self._foul(Status.MISSING, stage, "closed its channel without an answer")
         if os.WIFSIGNALED(status):
-            name = signal.Signals(os.WTERMSIG(status)).name
+            number = os.WTERMSIG(status)
+            name = next((s.name for s in signal.Signals if s == number), f"signal {number}")
             return self._foul(Status.CRASH, stage, f"ended by {name}", log)
         code = os.waitstatus_to_exitcode(status)
         return self._foul(Status.MISSING, stage, f"ended without an answer (exit code {code})", log)
 
     def _foul(self, status: Status, stage: str, reason: str, detail: str = "") -> Foul:
-        return Foul(status, stage, reason or "no reason given", detail[-2000:])
+        line = " ".join(reason.split())  # of several lines, the whole is a detail
+        return Foul(status, stage, line or "no reason given", (detail or ("" if line == reason else reason))[-2000:])
 
     def close(self) -> None:
         """Kill the process with all it has started, and remove its scratch folder."""
         self.zygotes.kill(self.identity)
-        with contextlib.suppress(RuntimeError):
+        with contextlib.suppress(RuntimeError, TimeoutError):
             self.zygotes.exit_of(self.identity)
         self.unmap()
         self.sock.close()

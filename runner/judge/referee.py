@@ -45,7 +45,6 @@ class Referee:
         self.device = torch.device(device)
         self.limits = limits
         self.zygotes = Zygotes(device)
-        self.memory_bytes = min(8 * 2**30, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE") // 2)
         self.contestants: dict[str, Contestant] = {}
         self.case: Case | None = None
         self.trusted: Contestant | None = None
@@ -107,7 +106,7 @@ class Referee:
     def _contestant(self, solution: load.Solution) -> Contestant:
         known = self.contestants.get(solution.digest)
         if known is None:
-            known = self.contestants[solution.digest] = Contestant(self.zygotes, self.memory_bytes)
+            known = self.contestants[solution.digest] = Contestant(self.zygotes, self.limits.memory_bytes)
         return known
 
     def _dismiss(self, solution: load.Solution) -> None:
@@ -207,7 +206,7 @@ class Referee:
         if self.trusted is not None and self.trusted_case is case:
             return self.trusted
         if self.trusted is None:
-            self.trusted = Contestant(self.zygotes, self.memory_bytes)
+            self.trusted = Contestant(self.zygotes, self.limits.memory_bytes)
         try:
             source, digest = case.problem.source, case.problem.digest
             self._seat(self.trusted, case.job(source, digest, "reference", "Model", baselines))

@@ -281,8 +281,10 @@ def tiles(layout: dict[str, int], batch: int, OH: int, OW: int, split: bool) -> 
         BM //= 2
     tile = {"BM": BM, "BOC": BOC, "num_warps": 4, "num_stages": 1 if short else 2}
     if programs() <= 256 and layout["CHANNELS"] % 128 == 0:
-        # alone on its SM a program has to keep that SM's share of the bandwidth busy: 32 KB in flight
-        tile |= {"BI": 128, "num_stages": 3}
+        # alone on its SM a program has to keep that SM's share of the bandwidth busy: 32 KB in flight,
+        # in three stages of fp32 that fit the 99 KB which a program may have on Ada
+        steps = (BI for BI in (128, 64) if 3 * 4 * BI * (BM + PHASES * BOC) <= 96 * 1024)
+        tile |= {"BI": next(steps, 32), "num_stages": 3}
     # a tile within a row spares a division for every slot, if not too much of a row's last tile is cut
     QW = triton.cdiv(OW, layout["SW"])
     return tile | {"ROWS": triton.cdiv(QW, BM) * BM * 9 <= QW * 10}

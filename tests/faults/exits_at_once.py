@@ -1,0 +1,19 @@
+"""MISSING: ended without an answer (exit code 0).
+
+An exit code of 0 is no verdict.
+"""
+
+import os
+
+import torch
+from torch import nn
+
+
+class ModelNew(nn.ConvTranspose2d):
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, stride: int, padding: int, dilation: int
+    ) -> None:
+        super().__init__(inputs, outputs, kernel, stride, padding, bias=False, dilation=dilation)
+
+    def forward(self, _: torch.Tensor) -> torch.Tensor:
+        os._exit(0)

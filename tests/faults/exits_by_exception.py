@@ -1,0 +1,16 @@
+"""CRASH: SystemExit: 0."""
+
+import sys
+
+import torch
+from torch import nn
+
+
+class ModelNew(nn.ConvTranspose2d):
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, stride: int, padding: int, dilation: int
+    ) -> None:
+        super().__init__(inputs, outputs, kernel, stride, padding, bias=False, dilation=dilation)
+
+    def forward(self, _: torch.Tensor) -> torch.Tensor:
+        sys.exit(0)

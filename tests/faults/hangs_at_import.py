@@ -1,0 +1,18 @@
+"""TIMEOUT: no answer within."""
+
+import time
+
+import torch
+from torch import nn
+
+time.sleep(1e6)
+
+
+class ModelNew(nn.ConvTranspose2d):
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, stride: int, padding: int, dilation: int
+    ) -> None:
+        super().__init__(inputs, outputs, kernel, stride, padding, bias=False, dilation=dilation)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
