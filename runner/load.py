@@ -44,11 +44,12 @@ def read_source(path: Path) -> str:
     try:
         if path.is_dir():
             raise BadInput(f"'{path}' is a directory: name the .py file in it")
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(MAX_SOURCE_BYTES + 1)  # no more, for /dev/zero has no end
     except OSError as error:
         raise BadInput(f"cannot read '{path}': {error.strerror}") from error
     if len(data) > MAX_SOURCE_BYTES:
-        raise BadInput(f"'{path}' has {len(data)} bytes: a source may have {MAX_SOURCE_BYTES}")
+        raise BadInput(f"'{path}' has more than {MAX_SOURCE_BYTES} bytes, which no source may have")
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
@@ -171,7 +172,7 @@ def _parse_value(key: str, text: str, default: Any) -> Any:
         if text.lower() in ("false", "0", "no"):
             return False
         raise BadInput(f"shape field {key}='{text}': true or false")
-    if not re.fullmatch(r"-?\d+(x-?\d+)*", text):
+    if not re.fullmatch(r"-?\d{1,18}(x-?\d{1,18})*", text):
         raise BadInput(f"shape field {key}='{text}': a whole number, or one per axis as in 3x5")
     sizes = tuple(int(part) for part in text.split("x"))
     return sizes[0] if len(sizes) == 1 else sizes

@@ -11,7 +11,8 @@ import random
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import Protocol, TypeVar
 
 from runner import analyse
 from runner.schema import Samples, Timed
@@ -23,7 +24,10 @@ WINDOW_US = 2000.0
 LONGEST_WINDOW_US = 60_000.0
 PILOT_ROUNDS = 6
 MAX_ROUNDS = 96
+#: of the most rounds there can be, pilot and estimates included
 MAX_INVALID_SHARE = 0.1
+
+_Result = TypeVar("_Result")
 
 
 class Disturbed(Exception):
@@ -75,6 +79,24 @@ class _Round:
     nulls_us: dict[str, float]
 
 
+@dataclass
+class _Patience:
+    """Has what was disturbed run again, `most` times in all."""
+
+    most: float
+    spent: int = 0
+
+    def insist(self, attempt: Callable[[], _Result]) -> _Result:
+        """Attempt until undisturbed, or let Disturbed pass once patience is spent."""
+        while True:
+            try:
+                return attempt()
+            except Disturbed:
+                self.spent += 1
+                if self.spent > self.most:
+                    raise
+
+
 def calls_per_sample(fastest_us: float, slowest_us: float, max_calls: int) -> int:
     """Choose the calls of a sample: enough for the window, all distinct inputs, not too long."""
     wanted = math.ceil(WINDOW_US / max(fastest_us, 0.1))
@@ -93,27 +115,27 @@ def measure(
     """Time the solution against `baselines`; the headline is chosen on a pilot and then measured anew.
 
     Of the eligible baselines only the headline goes on after the pilot; those that are not eligible
-    (eager as shipped) always do. Raises ValueError when no baseline is eligible.
+    (eager as shipped) always do. Raises ValueError when no baseline is eligible, and Disturbed when the
+    disturbances allowed are spent before the first round.
     """
     end = clock() + settings.budget_s
     variants = [SOLUTION, *baselines]
-    estimates = _estimate(bench, variants)
+    patience = _Patience(MAX_INVALID_SHARE * settings.max_rounds)
+    estimates = {v: patience.insist(partial(_estimate, bench, v)) for v in variants}
     calls = calls_per_sample(min(estimates.values()), max(estimates.values()), bench.max_calls)
-    pilot = [_round(bench, variants, calls, rng) for _ in range(PILOT_ROUNDS)]
+    pilot = [patience.insist(partial(_round, bench, variants, calls, rng)) for _ in range(PILOT_ROUNDS)]
     pilot_samples = _samples(pilot, variants, calls, bench)
     headline = analyse.headline(pilot_samples, eligible)
     kept = [v for v in variants if v not in eligible or v == headline]
     rounds: list[_Round] = []
     widths: list[float] = []
-    invalid = 0
     while len(rounds) < settings.max_rounds and (len(rounds) < analyse.FIRST_LOOK or clock() < end):
         try:
-            rounds.append(_round(bench, kept, calls, rng))
+            rounds.append(patience.insist(partial(_round, bench, kept, calls, rng)))
         except Disturbed:
-            invalid += 1
-            if invalid > MAX_INVALID_SHARE * settings.max_rounds:
-                break
-            continue
+            if not rounds:
+                raise
+            break
         if analyse.is_look(len(rounds)):
             widths.append(_width(_samples(rounds, kept, calls, bench), headline))
             if analyse.should_stop(widths, settings.target):
@@ -124,25 +146,22 @@ def measure(
         samples=(*samples, *(_as_pilot(s) for s in dropped)),
         headline=headline,
         rounds=len(rounds),
-        invalid_rounds=invalid,
+        invalid_rounds=patience.spent,
         checked_calls=0,
         handshake_us=max(s.null_us for s in samples),
     )
 
 
-def _estimate(bench: Bench, variants: Sequence[str]) -> dict[str, float]:
-    """Median of three single calls of each variant, in us, after one that warms it up."""
-    found = {}
-    for variant in variants:
+def _estimate(bench: Bench, variant: str) -> float:
+    """Median of three single calls, in us, after one that warms the variant up."""
+    bench.fresh(1)
+    bench.sample(variant, 1)
+    windows, nulls = [], []
+    for _ in range(3):
         bench.fresh(1)
-        bench.sample(variant, 1)
-        windows, nulls = [], []
-        for _ in range(3):
-            bench.fresh(1)
-            windows.append(bench.sample(variant, 1).window_us)
-            nulls.append(bench.null(variant, 1))
-        found[variant] = max(analyse.median(windows) - analyse.median(nulls), 1.0)
-    return found
+        windows.append(bench.sample(variant, 1).window_us)
+        nulls.append(bench.null(variant, 1))
+    return max(analyse.median(windows) - analyse.median(nulls), 1.0)
 
 
 def _round(bench: Bench, variants: Sequence[str], calls: int, rng: random.Random) -> _Round:

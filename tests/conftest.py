@@ -48,18 +48,16 @@ class CommandLine:
     def __init__(self, folder: Path) -> None:
         self.folder, self.results, self.temporary = folder, folder / "results", folder / "tmp"
         self.temporary.mkdir()
+        self._runs = 0
         self._others = children(os.getpid())
 
     def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
-        """Start a run; what it says goes to files, which nothing can hold up."""
+        """Start a run; what it says goes to files, which hold nobody up."""
+        self._runs += 1
         command = [sys.executable, "-m", "runner", *map(str, arguments), "--results", str(self.results)]
         environment = {**os.environ, "TMPDIR": str(self.temporary), "OMP_NUM_THREADS": "1"}
-        with self.said("out").open("w") as out, self.said("err").open("w") as err:
+        with self._said("out").open("w") as out, self._said("err").open("w") as err:
             return subprocess.Popen(command, stdout=out, stderr=err, text=True, cwd=ROOT, env=environment)
-
-    def said(self, stream: str) -> Path:
-        """Return the file with what the last run said on `out` or `err`."""
-        return self.folder / stream
 
     def run(self, *arguments: str | Path, deadline_s: float = 120.0) -> int:
         """Run to the end; returns the exit code."""
@@ -70,22 +68,35 @@ class CommandLine:
                 process.kill()
                 raise
 
+    def said(self, stream: str) -> str:
+        """Return what the run started last has said on `out` or `err`."""
+        return self._said(stream).read_text()
+
+    def _said(self, stream: str) -> Path:
+        return self.folder / f"{self._runs}.{stream}"
+
     def lines(self) -> list[str]:
         """Return all recorded lines, file by file."""
         files = sorted(self.results.glob("*/*/*.jsonl"))
         return [line for file in files for line in file.read_text().splitlines()]
 
-    def left_behind(self) -> list[str]:
-        """Name the processes that outlived their run; the dead among them are buried."""
-        alive = []
-        for pid in children(os.getpid()) - self._others:
-            if os.waitpid(pid, os.WNOHANG) == (0, 0):
-                alive.append(f"{pid} {Path(f'/proc/{pid}/cmdline').read_bytes()!r}")
-        return alive
+    def judge_of(self, process: subprocess.Popen[str]) -> int:
+        """Return the pid of a run's judge."""
+        (judge,) = children(process.pid)
+        return judge
+
+    def wait_for_lines(self, count: int) -> None:
+        """Wait until that many lines are recorded."""
+        wait_until(lambda: len(self.lines()) >= count, f"{count} records")
 
     def require_nothing_left(self) -> None:
         """Fail if processes of finished runs are still there after some seconds."""
-        wait_until(lambda: not self.left_behind(), "processes of a finished run to end", 10.0)
+        wait_until(lambda: not self._left_behind(), "processes of a finished run to end", 10.0)
+
+    def _left_behind(self) -> set[int]:
+        """Return the processes that outlived their run; the dead among them are buried."""
+        orphans = children(os.getpid()) - self._others
+        return {pid for pid in orphans if os.waitpid(pid, os.WNOHANG) == (0, 0)}
 
 
 @pytest.fixture(scope="session")

@@ -303,7 +303,7 @@ def records(draw: st.DrawFn) -> Record:
         "roofline": {"bound_us": 6666.0, "share_of_bound": 6666.0 / 7777.0},
     }
     if draw(st.booleans()):
-        return failed(draw(st.sampled_from([Status.WRONG, Status.NOT_EMULATED])), draw(words), **changes)
+        return failed(draw(st.sampled_from([Status.WRONG, Status.NOT_COVERED])), draw(words), **changes)
     return record(**changes)
 
 

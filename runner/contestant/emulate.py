@@ -1,8 +1,9 @@
-"""Give Triton's interpreter the arithmetic of the tensor cores.
+"""Give Triton's interpreter the arithmetic of the hardware.
 
-The interpreter multiplies fp32 operands exactly where a GPU would truncate them to TF32, and hands
-bf16 bits to numpy as integers. Without this, every kernel would look more accurate in the
-interpreter than it is, and every bf16 dot would be wrong.
+The interpreter multiplies fp32 operands exactly where a tensor core would truncate them to TF32,
+keeps bf16 as integers that numpy adds and multiplies as integers, and truncates fp32 to bf16 where
+a GPU rounds. Without this, every kernel would look more accurate in the interpreter than it is,
+and no bf16 kernel would be right. An autotuned kernel runs in its first configuration.
 """
 
 from __future__ import annotations
@@ -12,36 +13,98 @@ from typing import Any
 import numpy as np
 import triton.language as tl
 from triton._C.libtriton import ir
-from triton.runtime import interpreter
+from triton.runtime import autotuner, interpreter
+
+Array = np.ndarray[Any, Any]
 
 
-def truncate_to_tf32(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def truncate_to_tf32(values: Array) -> Array:
     """Drop the 13 mantissa bits that TF32 has not, as the hardware does with unrounded operands."""
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
     return (bits & np.uint32(0xFFFFE000)).view(np.float32)
 
 
-def bf16_to_fp32(bits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def bf16_to_fp32(bits: Array) -> Array:
     """Widen bf16, which the interpreter keeps as uint16; exact."""
     return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
+def fp32_to_bf16(values: Array) -> Array:
+    """Round fp32 to the nearest bf16, ties to even, as uint16; NaN stays NaN."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    return np.where(np.isnan(values), np.uint32(0x7FC0), rounded).astype(np.uint16)
+
+
 def install() -> None:
-    """Patch the interpreter's dot, once per process."""
+    """Patch the interpreter's dot, casts and arithmetic, once per process."""
     builder = interpreter.InterpreterBuilder
+    _patch_dot(builder)
+    _patch_cast(builder)
+    for name in ("unary_op", "binary_op", "ternary_op"):
+        _patch_arithmetic(builder, name)
+    _patch_autotuner()
+
+
+#: Autotuners that had a choice; the interpreter has no clock worth choosing by.
+undecided: set[int] = set()
+
+
+def _patch_autotuner() -> None:
+    original = autotuner.Autotuner.run
+
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if len(self.configs) > 1:
+            undecided.add(id(self))
+            self.configs = self.configs[:1]
+        return original(self, *args, **kwargs)
+
+    autotuner.Autotuner.run = run
+
+
+def _is(handle: Any, dtype: tl.dtype) -> bool:
+    return isinstance(handle, interpreter.TensorHandle) and handle.dtype.scalar == dtype
+
+
+def _widened(handle: Any) -> Any:
+    return interpreter.TensorHandle(bf16_to_fp32(handle.data), tl.float32) if _is(handle, tl.bfloat16) else handle
+
+
+def _patch_dot(builder: Any) -> None:
     original = builder.create_dot
 
-    def operand(handle: Any, tf32: bool) -> Any:
-        if handle.dtype.scalar == tl.bfloat16:
-            return interpreter.TensorHandle(bf16_to_fp32(handle.data), tl.float32)
-        if tf32 and handle.dtype.scalar == tl.float32:
-            return interpreter.TensorHandle(truncate_to_tf32(handle.data), tl.float32)
-        return handle
-
-    def create_dot(
-        self: Any, a: Any, b: Any, d: Any, input_precision: Any, max_num_imprecise_acc: int
-    ) -> Any:
-        tf32 = input_precision == ir.INPUT_PRECISION.TF32
-        return original(self, operand(a, tf32), operand(b, tf32), d, input_precision, max_num_imprecise_acc)
+    def create_dot(self: Any, a: Any, b: Any, d: Any, input_precision: Any, max_num_imprecise_acc: int) -> Any:
+        a, b = _widened(a), _widened(b)
+        if input_precision == ir.INPUT_PRECISION.TF32:
+            a, b = (
+                interpreter.TensorHandle(truncate_to_tf32(x.data), tl.float32) if _is(x, tl.float32) else x
+                for x in (a, b)
+            )
+        return original(self, a, b, d, input_precision, max_num_imprecise_acc)
 
     builder.create_dot = create_dot
+
+
+def _patch_cast(builder: Any) -> None:
+    original = builder.cast_impl
+
+    def cast_impl(self: Any, src: Any, dst_type: Any) -> Any:
+        if dst_type.scalar == tl.bfloat16 and not _is(src, tl.bfloat16):
+            wide = src if _is(src, tl.float32) else original(self, src, tl.float32)
+            return interpreter.TensorHandle(fp32_to_bf16(wide.data), tl.bfloat16)
+        return original(self, _widened(src), dst_type)
+
+    builder.cast_impl = cast_impl
+
+
+def _patch_arithmetic(builder: Any, name: str) -> None:
+    original = getattr(builder, name)
+
+    def patched(self: Any, *operands: Any) -> Any:
+        if not any(_is(x, tl.bfloat16) for x in operands):
+            return original(self, *operands)
+        result = original(self, *map(_widened, operands))
+        narrow = fp32_to_bf16(result.data) if result.data.dtype == np.float32 else result.data
+        return interpreter.TensorHandle(narrow, tl.bfloat16)
+
+    setattr(builder, name, patched)

@@ -15,13 +15,14 @@ from triton.compiler import compiler
 from triton.runtime import interpreter
 
 from runner.channel import Frame, Kind
+from runner.contestant import emulate
 
 _MAX_LAUNCHES = 64
 
 
 def _frame(kernel: str, grid: tuple[int, ...], facts: tuple[int, ...]) -> Frame:
     x, y, z = (*grid, 1, 1, 1)[:3]
-    return Frame(Kind.LAUNCH, args=(x, y, z, *facts), text=kernel[:120])
+    return Frame(Kind.LAUNCH, code=bool(emulate.undecided), args=(x, y, z, *facts), text=kernel[:120])
 
 
 @contextmanager

@@ -386,8 +386,9 @@ class Contestant:
         return self._foul(Status.MISSING, stage, f"ended without an answer (exit code {code})", log)
 
     def _foul(self, status: Status, stage: str, reason: str, detail: str = "") -> Foul:
-        line = " ".join(reason.split())  # of several lines, the whole is a detail
-        return Foul(status, stage, line or "no reason given", (detail or ("" if line == reason else reason))[-2000:])
+        """Tell a foul in one line; the lines of a longer reason are its detail."""
+        detail = detail or (reason if "\n" in reason else "")
+        return Foul(status, stage, " ".join(reason.split()) or "no reason given", detail[-2000:])
 
     def close(self) -> None:
         """Kill the process with all it has started, and remove its scratch folder."""

@@ -6,7 +6,6 @@ contestant that holds the baselines, which stays built while several solutions r
 
 from __future__ import annotations
 
-import os
 import random
 import secrets
 from dataclasses import dataclass, field, replace
@@ -72,6 +71,8 @@ class Referee:
             bench = Bench(case, self.limits)
             bench.join(measure.SOLUTION, contestant, 0)
             checked = self._check(bench, contestant, solution)
+            if any(launch.code for launch in contestant.launches):
+                flags.append("autotune_first_config")
             timed = None
             if case.device.type == "cuda" and baselines and cell.sweep != "hidden":
                 timed = self._time(bench, baselines, flags)
@@ -79,6 +80,11 @@ class Referee:
         except Foul as foul:
             self._dismiss(solution)
             return Ruling(Failed(foul.status, foul.stage, foul.reason, foul.detail), isolation=isolation)
+        except Exception:
+            # the judge's own fault: whoever is in the middle of a call cannot be used again
+            self._dismiss(solution)
+            self._drop_trusted()
+            raise
         if bench.seats[measure.SOLUTION][0].copied_outputs:
             flags.append("copied_output")
         return Ruling(None, checked, timed, isolation, tuple(flags))
@@ -184,6 +190,8 @@ class Referee:
         inspector = _Inspector(self, bench, rng)
         bench.checker = inspector.inspect
         eligible = [b for b in baselines if import_module(f"runner.baselines.{b}").HEADLINE]
+        # asked for baselines of which none may be the headline, compare with those
+        eligible = eligible or list(baselines)
         settings = measure.Settings(target=self.limits.target, budget_s=self.limits.timing_s)
         timed = measure.measure(bench, baselines, eligible, rng, settings)
         inspector.thorough = True
@@ -211,8 +219,7 @@ class Referee:
             source, digest = case.problem.source, case.problem.digest
             self._seat(self.trusted, case.job(source, digest, "reference", "Model", baselines))
         except Foul:
-            self.trusted.close()
-            self.trusted = None
+            self._drop_trusted()
             raise
         self.trusted_case = case
         return self.trusted
@@ -222,9 +229,13 @@ class Referee:
             try:
                 self.trusted.leave(self.limits.call_s)
             except Foul:
-                self.trusted.close()
-                self.trusted = None
+                self._drop_trusted()
         self.trusted_case = None
+
+    def _drop_trusted(self) -> None:
+        if self.trusted is not None:
+            self.trusted.close()
+        self.trusted = self.trusted_case = None
 
     def close(self) -> None:
         """Let all processes go."""

@@ -1,0 +1,203 @@
+"""The rules of the repository: which module may import which, what the contracts demand, what stays light."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import re
+import shlex
+import subprocess
+import sys
+from functools import cache
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+from runner import cli, lint
+
+ROOT = Path(__file__).parents[1]
+MODULES = {
+    ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
+    for file in sorted((ROOT / "runner").rglob("*.py"))
+}
+PROBLEMS = sorted((ROOT / "problems").glob("*.py"))
+SOLUTIONS = sorted((ROOT / "solutions").glob("*/*.py"))
+BASELINES = sorted((ROOT / "runner" / "baselines").glob("[a-z]*.py"))
+
+
+@cache
+def parse(file: Path) -> ast.Module:
+    return ast.parse(file.read_text())
+
+
+def imports(file: Path) -> set[str]:
+    """Return the names that a file imports anywhere, `from a import b` as `a.b` and `a`."""
+    found: set[str] = set()
+    for node in ast.walk(parse(file)):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}:{node.lineno}: a relative import"
+            found.add(str(node.module))
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            found.update(_named(node.args[0]))
+    return found
+
+
+def _named(argument: ast.expr) -> set[str]:
+    """Return the module that is imported by `import_module`, or the package of a composed name."""
+    first = argument.values[0] if isinstance(argument, ast.JoinedStr) else argument
+    if ast.unparse(argument).startswith("f'{__name__}."):
+        return set()  # in its own package
+    assert isinstance(first, ast.Constant), ast.unparse(argument)
+    return {str(first.value).removesuffix(".")}
+
+
+def used_modules(file: Path) -> set[str]:
+    """Return the runner's modules that a file imports; a package only where nothing of it is named."""
+    found = imports(file) & MODULES.keys()
+    return {name for name in found if not any(other.startswith(f"{name}.") for other in found)}
+
+
+def top_level(file: Path) -> set[str]:
+    return {name.partition(".")[0] for name in imports(file)}
+
+
+def defined(file: Path) -> set[str]:
+    """Return what a module defines, assigns or imports at its top level."""
+    return {name for node in parse(file).body for name in lint._bound_names(node)}
+
+
+# part of the runner -> what it may import of the runner beside itself
+LAYERS = {
+    "runner.schema": (),
+    "runner.channel": (),
+    "runner.cuda_ipc": (),
+    "runner.cards": (),
+    "runner.baselines": (),
+    "runner.contestant": ("runner.channel", "runner.cuda_ipc", "runner.baselines"),
+    "runner.lint": ("runner.schema",),
+    "runner.load": ("runner.schema",),
+    "runner.record": ("runner.schema", "runner.decode"),
+    "runner.report": ("runner.schema", "runner.analyse"),
+    "runner.judge_process": ("runner.load",),
+}
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_layer_imports_only_what_lies_below(layer: str) -> None:
+    files = [file for name, file in MODULES.items() if f"{name}.".startswith(f"{layer}.")]
+    assert files
+    for file in files:
+        for name in used_modules(file):
+            assert name.startswith((layer, *LAYERS[layer])), f"{file} imports {name}"
+
+
+def test_the_runner_has_no_cycles() -> None:
+    graph = {name: used_modules(file) - {name} for name, file in MODULES.items()}
+    assert graph["runner.judge.__main__"]
+    assert list(TopologicalSorter(graph).static_order())
+
+
+def test_nothing_imports_the_command_line_and_only_it_starts_the_judge() -> None:
+    users = {name for name, file in MODULES.items() if "runner.cli" in used_modules(file)}
+    assert users == {"runner.__main__"}
+    outside = [name for name in MODULES if not name.startswith("runner.judge.")]
+    assert not [
+        name for name in outside if any(u.startswith("runner.judge.") for u in used_modules(MODULES[name]))
+    ]
+
+
+def test_only_the_command_line_prints() -> None:
+    for name, file in MODULES.items():
+        calls = [node for node in ast.walk(parse(file)) if isinstance(node, ast.Call)]
+        prints = [c for c in calls if isinstance(c.func, ast.Name) and c.func.id == "print"]
+        loose = [c.lineno for c in prints if not any(k.arg == "file" for k in c.keywords)]
+        assert not loose or name == "runner.cli", f"{file}:{loose}"
+
+
+def test_the_nouns_need_the_standard_library_alone() -> None:
+    assert top_level(MODULES["runner.schema"]) <= set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize("file", PROBLEMS, ids=lambda file: file.stem)
+def test_a_problem_keeps_its_contract(file: Path) -> None:
+    assert top_level(file) <= {"torch", *sys.stdlib_module_names}
+    assert ast.get_docstring(parse(file))
+    assert defined(file) >= {"Model", "get_inputs", "get_init_inputs", "Shape", "SWEEPS"}
+    for name in ("get_inputs", "get_init_inputs"):
+        (function,) = (n for n in parse(file).body if isinstance(n, ast.FunctionDef) and n.name == name)
+        assert len(function.args.args) == len(function.args.defaults), f"{name}() needs arguments"
+
+
+@pytest.mark.parametrize("file", SOLUTIONS, ids=lambda file: f"{file.parent.name}-{file.stem}")
+def test_a_solution_keeps_its_contract(file: Path) -> None:
+    assert top_level(file) <= {"torch", "triton", *sys.stdlib_module_names}
+    assert [finding for finding in lint.lint(file.read_text()) if finding.severity == lint.ERROR] == []
+    assert lint.read_header(file.read_text()).technique
+    problem = ROOT / "problems" / f"{file.parent.name}.py"
+    assert constructor(file, "ModelNew") == constructor(problem, "Model")
+
+
+def constructor(file: Path, model: str) -> list[tuple[str, str]]:
+    """Return a class's constructor: each argument with its default."""
+    (found,) = (n for n in parse(file).body if isinstance(n, ast.ClassDef) and n.name == model)
+    (made,) = (n for n in found.body if isinstance(n, ast.FunctionDef) and n.name == "__init__")
+    assert not made.args.kwonlyargs
+    names = [argument.arg for argument in made.args.args]
+    defaults = [""] * (len(names) - len(made.args.defaults)) + [ast.unparse(d) for d in made.args.defaults]
+    return list(zip(names, defaults, strict=True))
+
+
+@pytest.mark.parametrize("file", BASELINES, ids=lambda file: file.stem)
+def test_a_baseline_keeps_its_contract(file: Path) -> None:
+    assert defined(file) >= {"HEADLINE", "LAYOUT", "FLAGS", "wrap"}
+    assert ast.get_docstring(parse(file))
+
+
+# what is done in a fresh interpreter, which then tells what it has loaded
+LIGHT = {
+    "import": "import runner",
+    "evaluate": "from runner import evaluate",
+    "--help": "cli.main(['--help'])",
+    "run --help": "cli.main(['run', '--help'])",
+    "list": "cli.main(['list'])",
+    "--dry-run": "cli.main(['--problem', 'convtranspose2d', '--dry-run', '--device', 'cpu'])",
+    "bad input": "cli.main(['--problem', 'unknown'])",
+}
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_what_needs_no_judge_loads_neither_torch_nor_triton(name: str) -> None:
+    code = f"""
+import contextlib, sys
+from runner import cli
+with contextlib.suppress(SystemExit):
+    {LIGHT[name]}
+print("loaded:", {{"torch", "triton"}} & set(sys.modules))
+"""
+    command = [sys.executable, "-c", code]
+    said = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True, timeout=60)
+    assert said.stdout.endswith("loaded: set()\n")
+
+
+def documented_commands() -> list[str]:
+    """Return the command lines in the shell blocks of all READMEs, continued lines joined."""
+    commands = []
+    for file in [ROOT / "README.md", *sorted(ROOT.glob("*/README.md"))]:
+        text = file.read_text() if file.exists() else ""
+        for block in re.findall(r"^```(?:sh|bash|console)\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+            lines = block.replace("\\\n", " ").splitlines()
+            commands += [
+                line.partition("python -m runner")[2] for line in lines if "python -m runner" in line
+            ]
+    return sorted(set(commands))
+
+
+@pytest.mark.parametrize("command", documented_commands())
+def test_a_documented_command_parses(command: str) -> None:
+    words = shlex.split(command, comments=True)
+    with contextlib.suppress(SystemExit):  # --help and --version; what is wrong is BadInput
+        cli._parser().parse_args(cli._with_command(words))
