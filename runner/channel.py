@@ -31,7 +31,7 @@ class Kind(IntEnum):
     NONCE = 3  # args: index, the word the judge wrote at the start of the buffer
     READY = 4  # args: prepare time in ns, or -1
     DONE = 5  # a blocking doorbell's answer
-    LAUNCH = 6  # code: 1 if an autotuner was not let choose; args: grid x y z, warps, registers, spills, shared bytes; text: kernel
+    LAUNCH = 6  # code: an autotuner had no choice; args: grid x y z, warps, registers, spills, shared bytes
     ERROR = 7  # code: Fault; text: for people
 
     BUILD = 32  # a sealed memfd with the job beside the frame

@@ -21,7 +21,12 @@ class Judge:
         self.device = device
         command = [sys.executable, "-m", "runner.judge", device]
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            start_new_session=True,  # Ctrl-C is for the command line, which then lets the judge go
         )
         self.environment: dict[str, Any] = self._read()["environment"]
 

@@ -57,7 +57,9 @@ class CommandLine:
         command = [sys.executable, "-m", "runner", *map(str, arguments), "--results", str(self.results)]
         environment = {**os.environ, "TMPDIR": str(self.temporary), "OMP_NUM_THREADS": "1"}
         with self._said("out").open("w") as out, self._said("err").open("w") as err:
-            return subprocess.Popen(command, stdout=out, stderr=err, text=True, cwd=ROOT, env=environment)
+            return subprocess.Popen(
+                command, stdout=out, stderr=err, text=True, cwd=ROOT, env=environment, start_new_session=True
+            )
 
     def run(self, *arguments: str | Path, deadline_s: float = 120.0) -> int:
         """Run to the end; returns the exit code."""
@@ -90,8 +92,9 @@ class CommandLine:
         wait_until(lambda: len(self.lines()) >= count, f"{count} records")
 
     def require_nothing_left(self) -> None:
-        """Fail if processes of finished runs are still there after some seconds."""
+        """Fail if processes or temporary files of finished runs are still there after some seconds."""
         wait_until(lambda: not self._left_behind(), "processes of a finished run to end", 10.0)
+        assert list(self.temporary.iterdir()) == []
 
     def _left_behind(self) -> set[int]:
         """Return the processes that outlived their run; the dead among them are buried."""

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from runner import devices, record
+from runner import devices, load, record
 from runner.cli import main
 from runner.contestant import libc
+from runner.schema import Cell
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -326,3 +327,14 @@ def test_a_broken_solution_is_a_cell_with_a_reason(name: str, broken: dict[str, 
     assert broken[name]["status"] == status
     assert part in broken[name]["failed"]["reason"]
     assert "\n" not in broken[name]["failed"]["reason"]
+
+
+def test_a_shape_beyond_the_memory_is_known_before_anything_is_allocated() -> None:
+    import torch
+
+    from runner.judge.case import shortage
+
+    problem = load.find_problem("convtranspose2d")
+    for batch, reason in ((1, r""), (10**9, r"needs about \d+ MiB of memory, cpu has \d+")):
+        cell = Cell("custom", "", problem.parse_shape(f"batch={batch}"), "fp32", "tf32")
+        assert re.fullmatch(reason, shortage(problem, cell, torch.device("cpu")))

@@ -32,7 +32,6 @@ class Finished:
     code: int
     said: list[str]
     lines: list[str]
-    scratch: list[Path]
 
     @property
     def records(self) -> dict[str, dict[str, Any]]:
@@ -49,8 +48,7 @@ def run_faults(runner: CommandLine, faults: list[Path], *options: str) -> Finish
     cell = ("--shapes", "smoke/sparse", "--dtype", "fp32", "--math", "tf32")
     code = runner.run("--problem", "convtranspose2d", *solutions, *cell, *options, deadline_s=300)
     runner.require_nothing_left()
-    said = runner.said("err").splitlines()
-    return Finished(code, said, runner.lines(), list(runner.temporary.iterdir()))
+    return Finished(code, runner.said("err").splitlines(), runner.lines())
 
 
 def require_expected(file: Path, finished: Finished) -> None:
@@ -86,7 +84,3 @@ def test_each_cell_has_one_line(finished: Finished) -> None:
     assert len(finished.lines) == len(FAULTS) + 2
     assert len(finished.said) == len(finished.lines)
     assert finished.records.keys() == {"before", "after", *(file.stem for file in FAULTS)}
-
-
-def test_nothing_is_left_in_the_folder_for_temporary_files(finished: Finished) -> None:
-    assert finished.scratch == []

@@ -91,6 +91,16 @@ def test_a_position_is_reached_if_a_tap_lands_there(shape: Any) -> None:
     assert torch.equal(oracle.truth([x])[0], before)
 
 
+def test_parameters_of_zero_reach_as_others_do() -> None:
+    shape = Shape(1, 2, 2, 3, 3)
+    x = torch.ones(1, 2, 3, 3)
+    (mask,) = layer(shape).reached([x])
+    zeros = {"conv_transpose2d.weight": torch.zeros(2, 2, 3, 3)}
+    oracle = Oracle(lambda: MODULE.Model(*MODULE.get_init_inputs(shape)), zeros, torch.float32, "fp32")
+    assert torch.equal(oracle.reached([x])[0], mask)
+    assert not oracle.truth([x])[0].any()
+
+
 def test_asking_what_is_reached_leaves_the_class_model_alone() -> None:
     oracle = layer(Shape(1, 2, 2, 3, 3, bias=True))
     x = torch.randn(1, 2, 3, 3, generator=seeded())

@@ -152,3 +152,14 @@ def test_a_solution_named_twice_runs_once(sweep: Sweep) -> None:
     again = ("--solution", sweep.solution.parent / "." / sweep.solution.name, "--shapes", "smoke/sparse")
     assert sweep.run("--dry-run", *again) == 0
     assert f"\n{CELLS} cells" in sweep.runner.said("out")
+
+
+def test_an_interrupted_run_says_one_line(sweep: Sweep) -> None:
+    with sweep.start() as process:
+        sweep.runner.wait_for_lines(1)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        assert process.wait(30) == 130
+    sweep.runner.require_nothing_left()
+    said = sweep.runner.said("err").splitlines()
+    assert said[-1] == "interrupted: what is recorded stays; run again to go on"
+    assert len(said) == len(sweep.runner.lines()) + 1

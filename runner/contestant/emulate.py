@@ -67,13 +67,19 @@ def _is(handle: Any, dtype: tl.dtype) -> bool:
 
 
 def _widened(handle: Any) -> Any:
-    return interpreter.TensorHandle(bf16_to_fp32(handle.data), tl.float32) if _is(handle, tl.bfloat16) else handle
+    return (
+        interpreter.TensorHandle(bf16_to_fp32(handle.data), tl.float32)
+        if _is(handle, tl.bfloat16)
+        else handle
+    )
 
 
 def _patch_dot(builder: Any) -> None:
     original = builder.create_dot
 
-    def create_dot(self: Any, a: Any, b: Any, d: Any, input_precision: Any, max_num_imprecise_acc: int) -> Any:
+    def create_dot(
+        self: Any, a: Any, b: Any, d: Any, input_precision: Any, max_num_imprecise_acc: int
+    ) -> Any:
         a, b = _widened(a), _widened(b)
         if input_precision == ir.INPUT_PRECISION.TF32:
             a, b = (

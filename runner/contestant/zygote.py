@@ -18,6 +18,7 @@ import importlib
 import json
 import os
 import selectors
+import shutil
 import signal
 import socket
 import sys
@@ -36,6 +37,7 @@ class _Child:
     identity: int
     pid: int
     log: int
+    scratch: Path
     tail: bytes = b""
 
 
@@ -93,7 +95,7 @@ class Zygote:
         for fd in (*fds, log_write):
             os.close(fd)
         os.set_blocking(log_read, False)
-        self.children[pid] = _Child(identity, pid, log_read)
+        self.children[pid] = _Child(identity, pid, log_read, scratch)
         self.selector.register(log_read, selectors.EVENT_READ, pid)
         self._tell({"forked": identity, "pid": pid})
 
@@ -133,8 +135,18 @@ class Zygote:
             text = child.tail.decode("utf-8", "replace")
             self._tell({"exited": child.identity, "status": status, "log": text})
 
+    def close(self) -> None:
+        """Kill and reap until nothing is left, since what a kill orphans becomes our child; clear up."""
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                _kill_orphans(keep=set())
+                os.waitpid(-1, 0)
+        for child in self.children.values():  # of a judge that was killed; a living one has closed them
+            shutil.rmtree(child.scratch, ignore_errors=True)
+
     def _tell(self, message: dict[str, object]) -> None:
-        self.control.send(json.dumps(message).encode())
+        with contextlib.suppress(BrokenPipeError):  # the judge has gone; the loop is about to see it
+            self.control.send(json.dumps(message).encode())
 
 
 def _kill_session(leader: int) -> None:
@@ -152,14 +164,6 @@ def _kill_orphans(keep: set[int]) -> None:
             if int(word) not in keep:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(int(word), signal.SIGKILL)
-
-
-def _end_children() -> None:
-    """Kill and reap until nothing is left: what a kill orphans becomes our child."""
-    with contextlib.suppress(ChildProcessError):
-        while True:
-            _kill_orphans(keep=set())
-            os.waitpid(-1, 0)
 
 
 def _become_contestant(device: str, scratch: Path, fds: list[int], log: int) -> None:
@@ -209,9 +213,9 @@ def main() -> None:
     _preload(device)
     gc.collect()
     gc.freeze()
-    # It outlives a killed judge by the moment that this takes: the control socket ends with the judge.
-    Zygote(control, device).serve()
-    _end_children()
+    zygote = Zygote(control, device)
+    zygote.serve()
+    zygote.close()  # the control socket ends with the judge, however that ended
     os._exit(0)  # without Triton's complaints about what it has not freed
 
 

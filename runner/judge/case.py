@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Callable
 from typing import Any
@@ -79,8 +80,8 @@ class Case:
         each = self.inputs.size + self.output_bytes
         return max(1, min(MAX_CALLS, budget // each, MAX_OUTPUTS // len(self.expected)))
 
-    def draw(self, calls: int, block: torch.Tensor) -> None:
-        """Fill the first `calls` slots of a master block with fresh values."""
+    def draw(self, calls: int, block: torch.Tensor, extreme: tuple[float, float] | None = None) -> None:
+        """Fill the first `calls` slots of a master block with fresh values, all of them extreme if given."""
         if self.shape is None:
             for slot in range(calls):
                 self.draw_own(block, slot)
@@ -89,13 +90,14 @@ class Case:
         for item in self.inputs.tensors:
             samples = item.shape[0] if len(item.shape) > 1 else 1
             width = max(1, item.size // item.dtype.itemsize // max(samples, 1))
-            if item.dtype.is_floating_point:
+            if not item.dtype.is_floating_point:
+                size = (calls * samples, width)
+                drawn = torch.randint(2, size, generator=self.generator, device=self.device)
+            elif extreme is not None and self.cell.dtype != "fp16":
+                drawn = draw_mixture(calls * samples, width, item.dtype, self.generator, extreme, 1.0)
+            else:
                 scales = SCALES[self.cell.dtype]
                 drawn = draw_mixture(calls * samples, width, item.dtype, self.generator, scales)
-            else:
-                drawn = torch.randint(
-                    2, (calls * samples, width), generator=self.generator, device=self.device
-                )
             place = slots[:, item.offset : item.offset + item.size].view(item.dtype)
             place.copy_(drawn.view(calls, -1))
 
@@ -144,10 +146,15 @@ def encode(value: Any) -> Any:
     )
 
 
-def estimated_bytes(problem: load.Problem, cell: Cell) -> int:
-    """Device memory of a cell by the problem's own count of bytes, before anything is allocated."""
+def shortage(problem: load.Problem, cell: Cell, device: torch.device) -> str:
+    """Say that a device's memory cannot hold a cell, by the problem's own count of bytes; empty if it may."""
     count = getattr(problem.module(), "min_bytes", None)
     if count is None or problem.foreign:
-        return 0
-    one = int(count(problem.shape(cell.shape), 4 if cell.dtype == "fp32" else 2))
-    return 4 * one + DEVICE_RESERVE_BYTES
+        return ""
+    needed = 4 * int(count(problem.shape(cell.shape), 4 if cell.dtype == "fp32" else 2))
+    if device.type == "cuda":
+        needed += DEVICE_RESERVE_BYTES
+        total = torch.cuda.get_device_properties(device).total_memory
+    else:
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE")
+    return f"needs about {needed >> 20} MiB of memory, {device} has {total >> 20}" if needed > total else ""

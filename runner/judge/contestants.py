@@ -192,18 +192,18 @@ class Contestant:
     def ring(self, kind: Call, calls: int = 1, seat: int = 0, offset_bytes: int = 0) -> None:
         """Ring GO."""
         self._seq += 1
-        if self.cuda and not self._armed:
-            self.arm()
+        self.arm()
         self.page.ask(self._seq, kind, calls, seat, offset_bytes)
         if not self.cuda:
             self._send(Frame(Kind.GO, seq=self._seq))
         self._armed = False
 
     def arm(self) -> None:
-        """Have a CUDA contestant spin for the next GO; it sleeps between calls, since two that spin beside
-        the judge slow each other's host down. A CPU contestant is woken by GO itself.
+        """Have a CUDA contestant spin for the next GO; a CPU contestant is woken by GO itself.
+
+        It sleeps between calls, since two that spin beside the judge slow each other's host down.
         """
-        if self.cuda:
+        if self.cuda and not self._armed:
             self._send(Frame(Kind.GO))
             self._armed = True
 

@@ -17,6 +17,9 @@ TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bflo
 ALIGN = 256  # Triton specialises on 16-byte divisibility, cuDNN's plan key holds the alignment
 #: Powers of ten of a sample's scale: fp16 inside a wider cell must fail, fp16 itself must not overflow.
 SCALES = {"fp32": (-9.0, 6.0), "bf16": (-9.0, 6.0), "fp16": (-2.0, 0.5)}
+#: Every sample of the second and the third checked call takes one of these where fp16 must fail: chance
+#: would leave a cell of one sample untested.
+EXTREMES = ((5.0, 6.0), (-9.0, -7.0))
 
 
 @dataclass(frozen=True)
@@ -76,13 +79,18 @@ def lay_out(values: Sequence[tuple[str, Any]], dtype: torch.dtype) -> Layout:
 
 
 def draw_mixture(
-    rows: int, width: int, dtype: torch.dtype, generator: torch.Generator, scales: tuple[float, float]
+    rows: int,
+    width: int,
+    dtype: torch.dtype,
+    generator: torch.Generator,
+    scales: tuple[float, float],
+    scaled_share: float = 0.5,
 ) -> torch.Tensor:
     """Draw [rows, width] from a mixture of families, one per row, on the generator's device.
 
     Families: normal; uniform in [0, 1); normal with an offset; signs; normal with rare outliers; sparse;
-    repeated halves; cancelling halves. Half of the rows keep scale 1, the others take a power of ten
-    between `scales`. A row is a sample (an index of dimension 0), so a small one cannot hide in the
+    repeated halves; cancelling halves. `scaled_share` of the rows take a power of ten between `scales`, the
+    others keep scale 1. A row is a sample (an index of dimension 0), so a small one cannot hide in the
     tolerance of a large one.
     """
     device = generator.device
@@ -93,7 +101,7 @@ def draw_mixture(
         if len(chosen):
             values[chosen] = family(values[chosen], generator)
     exponents = torch.rand(rows, generator=generator, device=device) * (scales[1] - scales[0]) + scales[0]
-    plain = torch.rand(rows, generator=generator, device=device) < 0.5
+    plain = torch.rand(rows, generator=generator, device=device) >= scaled_share
     scale = torch.where(plain, torch.ones_like(exponents), 10.0**exponents)
     return values.mul_(scale[:, None].to(dtype))
 

@@ -17,12 +17,13 @@ import torch
 from runner import load, measure
 from runner.channel import Call
 from runner.judge import check
-from runner.judge.bench import Bench, Limits
-from runner.judge.case import Case, estimated_bytes
+from runner.judge.bench import Bench, Limits, NoBaseline
+from runner.judge.case import Case, shortage
 from runner.judge.contestants import Contestant, Foul, Zygotes
+from runner.judge.inputs import EXTREMES
 from runner.schema import Cell, Checked, Failed, Launch, Status, Timed
 
-CHECK_CALLS = {"cpu": 2, "cuda": 3}
+CHECK_CALLS = 3
 FULL_CHECK_EVERY = 16
 
 
@@ -101,11 +102,9 @@ class Referee:
         self._release_trusted()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-            needed = estimated_bytes(problem, cell)
-            total = torch.cuda.get_device_properties(self.device).total_memory
-            if needed > total:
-                reason = f"needs about {needed >> 20} MiB of device memory, the card has {total >> 20}"
-                return Failed(Status.UNSUPPORTED, "plan", reason)
+        reason = shortage(problem, cell, self.device)
+        if reason:
+            return Failed(Status.UNSUPPORTED, "plan", reason)
         self.case = Case(problem, cell, self.device, entropy)
         return None
 
@@ -131,20 +130,23 @@ class Referee:
         return contestant.load(self.limits.build_s)
 
     def _check(self, bench: Bench, contestant: Contestant, solution: load.Solution) -> Checked:
-        """Check several calls in full: the first on the problem's own inputs, the others on the mixture."""
+        """Check several calls in full: the first on the problem's own inputs, the others on extreme ones.
+
+        Timed calls, which are checked too, have the whole mixture.
+        """
         case = bench.case
         prepare_us = self._seat(
             contestant, case.job(solution.source, solution.digest, solution.name, "ModelNew", ())
         )
         tally = check.Tally()
         close = False
-        calls = CHECK_CALLS[case.device.type]
+        calls = CHECK_CALLS
         for index in range(calls):
             if index:
-                bench.fresh(1)
+                case.draw(1, bench.master, EXTREMES[(index - 1) % len(EXTREMES)])
             else:
                 case.draw_own(bench.master)
-            bench.call(measure.SOLUTION, Call.FORWARD if index else Call.WITNESS, 1)
+            self._call_alone(bench, Call.FORWARD if index else Call.WITNESS)
             self._hold(bench, contestant, tally, 0)
             if index == 0:
                 close = tally.kernelbench_close
@@ -157,6 +159,13 @@ class Referee:
             tuple(_launch(f.text, f.args) for f in contestant.launches),
             prepare_us,
         )
+
+    def _call_alone(self, bench: Bench, kind: Call) -> None:
+        """Call the solution with nothing else to do for the device: what keeps it busy is the solution's."""
+        try:
+            bench.call(measure.SOLUTION, kind, 1)
+        except measure.Disturbed as disturbed:
+            raise Foul(Status.TIMEOUT, "check", str(disturbed)) from disturbed
 
     def _hold(
         self, bench: Bench, contestant: Contestant, tally: check.Tally, call: int, sample: int | None = None
@@ -176,13 +185,19 @@ class Referee:
             raise Foul(Status.WRONG, "check", tally.wrong)
 
     def _time(self, bench: Bench, baselines: tuple[str, ...], flags: list[str]) -> Timed | None:
-        """Time the solution against the baselines, checking what is timed."""
+        """Time the solution against the baselines, or say in a flag why there are no times."""
         try:
-            trusted = self._trusted(baselines)
-        except Foul as foul:
-            last = foul.detail.strip().rpartition("\n")[2]
-            flags.append(f"no_baseline: {foul.reason} {last}".strip())
-            return None
+            return self._rounds(bench, baselines)
+        except NoBaseline as failure:
+            self._drop_trusted()
+            flags.append(f"no_baseline: {failure}")
+        except measure.Disturbed as disturbed:
+            flags.append(f"disturbed: {disturbed}")
+        return None
+
+    def _rounds(self, bench: Bench, baselines: tuple[str, ...]) -> Timed:
+        """Run the rounds, checking what is timed."""
+        trusted = self._trusted(baselines)
         for seat, name in enumerate(baselines):
             bench.join(name, trusted, seat)
         bench.seated[trusted.identity] = -1
@@ -218,9 +233,8 @@ class Referee:
         try:
             source, digest = case.problem.source, case.problem.digest
             self._seat(self.trusted, case.job(source, digest, "reference", "Model", baselines))
-        except Foul:
-            self._drop_trusted()
-            raise
+        except Foul as foul:
+            raise NoBaseline(foul) from foul
         self.trusted_case = case
         return self.trusted
 
