@@ -255,7 +255,7 @@ def test_stopping_takes_two_narrow_looks_running(half_widths: list[float], stop:
 
 
 def samples(variant: str, *times_us: float) -> Samples:
-    return Samples(variant, 1, times_us, (), null_us=0.0, null_mad_us=0.0, l2="cold")
+    return Samples(variant, 1, times_us, (), null_us=0.0, null_mad_us=0.0, issue_us=0.0, l2="cold")
 
 
 def test_headline_is_the_fastest_eligible_baseline_by_median():

@@ -60,6 +60,7 @@ def timed(times_us: dict[str, float] | None = None, headline: str = "cudnn", rou
             claims_us=(),
             null_us=5.0,
             null_mad_us=0.1,
+            issue_us=20.0,
             l2="cold",
             config={"benchmark": True},
         )
