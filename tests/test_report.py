@@ -345,6 +345,12 @@ def summary_cells(many: Sequence[Record]) -> list[list[str]]:
     return [cells(text, line) for line in range(len(text.splitlines()) - 4)]
 
 
+def test_a_hidden_shape_is_no_part_of_the_mean() -> None:
+    hidden = record(cell=Cell("hidden", "drawn", {}, "fp32", "tf32"), timed=None, comparisons=())
+    (line,) = (row for row in summary_cells([record(), hidden]) if row[0] == "phase_gemm")
+    assert "1.83 (1 of 1)" in line
+
+
 def test_the_summary_ranks_only_what_passed_everywhere() -> None:
     def half(status: Status) -> Callable[..., Record]:
         return lambda **changes: record(**changes) if status is Status.PASS else failed(status, **changes)
