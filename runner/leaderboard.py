@@ -11,27 +11,28 @@ import itertools
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from runner import analyse, cards, load, record
+from runner import cards, load, record
+from runner.analyse import _t_quantile, compare
 from runner.pipeline import DEFAULT_SWEEPS, TARGET_CARD
-from runner.schema import PROTOCOL, Cell, Comparison, Record, Status, digest
+from runner.schema import PROTOCOL, Comparison, Record, Status, digest
 
-#: What says nothing about a solution on a shape outside the committed sweeps.
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+#: What says nothing against a solution on a shape outside the committed sweeps.
 HARMLESS = (Status.PASS, Status.NOT_COVERED, Status.UNSUPPORTED, Status.ERROR)
-#: Student's t wants this many cells; fewer have the geometric mean of their own bounds as interval.
+#: Student's t wants this many cells; fewer have the geometric means of their own bounds as interval.
 MIN_CELLS = 4
 LAUNCH_BOUND = "launch_bound"
-
-#: `sweep/label` -> digest of its shape.
-Places = dict[str, str]
 
 
 @dataclass(frozen=True)
 class Mean:
-    """A geometric mean of speed-ups with an interval of about 95 %."""
+    """A geometric mean of speed-ups, above 1 is faster, with an interval of about 95 %."""
 
     speedup: float
     low: float
@@ -40,34 +41,32 @@ class Mean:
 
 @dataclass(frozen=True)
 class Entry:
-    """One text of one solution on a board.
+    """One text of one solution on a board; cells are named `sweep/label`.
 
-    `compared` are the cells of the mean and `launch_bound` those beside it, by `sweep/label`; `gaps` says
-    of each other cell why it has no speed-up, and of shapes outside the sweeps which of them failed.
-    `bound_shares` are of the cells of the mean. `stale` says why the records no longer count, or nothing.
+    `compared` are the cells of the mean and `launch_bound` those beside it. `gaps` says of every other
+    cell why it has no speed-up, and names failures on shapes outside the sweeps. `bound_shares` are shares
+    of the roofline in the cells of the mean. `stale` says why the records no longer count, or nothing.
     """
 
     solution: str
     digest: str
     author: str
     date: str
-    passed: int
     compared: dict[str, Comparison]
     launch_bound: dict[str, Comparison]
     gaps: dict[str, str]
     bound_shares: tuple[float, ...]
-    flags: Counter[str]
+    flags: dict[str, int]
     stale: str
 
     @property
     def mean(self) -> Mean | None:
-        """The figure that is ranked; None for an entry that may have no rank."""
-        may_rank = self.compared and not self.gaps and not self.stale
-        return geometric_mean(self.compared.values()) if may_rank else None
+        """The figure that is ranked; None for an entry that has no rank."""
+        return None if self.unranked else geometric_mean(self.compared.values())
 
     @property
     def unranked(self) -> str:
-        """Why there is no rank; empty for an entry that has one."""
+        """Why there is no rank; empty where there is one."""
         if self.stale:
             return f"stale: {self.stale}"
         if self.gaps:
@@ -77,7 +76,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Board:
-    """Entries with their ranks, best first, then those without one; `cells` have to be covered."""
+    """Entries with their ranks, the best first and those without a rank last; `cells` are to be covered."""
 
     card: str
     problem: str
@@ -87,23 +86,27 @@ class Board:
     ranked: tuple[tuple[int | None, Entry], ...]
 
 
-def boards(results: Path, root: Path = load.ROOT) -> tuple[list[Board], list[str]]:
-    """Rank what `results` holds against the files under `root`; with a line per line that is no record."""
+def read(results: Path, root: Path = load.ROOT) -> tuple[list[Board], list[str]]:
+    """Rank what `results` holds of GPUs against the files under `root`.
+
+    Returns boards by card, problem, protocol and arithmetic, and a line for each line that is no record.
+    """
     records: list[Record] = []
     problems: list[str] = []
     for path in sorted(results.glob("*/*/*.jsonl")):
         found, complaints = record.read(path)
         records += [one for one in found if one.card != "cpu"]
         problems += complaints
-    return [_board(list(group), root) for _, group in itertools.groupby(sorted(records, key=_key), _key)], problems
+    groups = itertools.groupby(sorted(records, key=_group), _group)
+    return [_board(list(group), root) for _, group in groups], problems
 
 
 def geometric_mean(speedups: Iterable[Comparison]) -> Mean:
-    """Average speed-ups of at least one cell.
+    """Average the speed-ups of at least one cell.
 
-    The interval is Student's t over the logarithms: how far the mean would move on other shapes like
-    these, which is far more than the noise of their times. Resampling the cells would say the same, too
-    narrowly for a sweep of seven, and in digits that depend on a generator.
+    The interval is Student's t over their logarithms: how far the mean would move on other shapes like
+    these, which is more than the noise of single times. Resampling the cells would need a random generator
+    to say the same, and is too narrow for a sweep of seven.
     """
     cells = list(speedups)
     logs = [math.log(one.speedup) for one in cells]
@@ -112,26 +115,131 @@ def geometric_mean(speedups: Iterable[Comparison]) -> Mean:
         low = statistics.fmean(math.log(one.low) for one in cells)
         high = statistics.fmean(math.log(one.high) for one in cells)
     else:
-        reach = analyse.t_quantile(len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
+        reach = _t_quantile(len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
         low, high = centre - reach, centre + reach
     return Mean(math.exp(centre), math.exp(low), math.exp(high))
 
 
 def rank(entries: Iterable[Entry]) -> tuple[tuple[int | None, Entry], ...]:
-    """Order entries by their mean; an entry stands below another only if it is slower beyond the noise.
+    """Order entries by their mean; a rank is lost only by being slower beyond the noise.
 
-    Means may be over different cells, for launch-bound ones differ. So the first of a rank is compared with
-    the next cell by cell, on the cells that both have; what is not slower there shares the rank.
+    Means of two entries may be over different cells, because different ones are launch-bound. So the first
+    of a rank and the next entry are compared cell by cell where both have one.
     """
-    means = {id(one): one.mean for one in (entries := list(entries))}
-    order = sorted(entries, key=lambda one: (-(m.speedup if (m := means[id(one)]) else 0.0), bool(one.stale)))
+    fit, unfit = [], []
+    for entry in entries:
+        (unfit if entry.unranked else fit).append(entry)
     ranked: list[tuple[int | None, Entry]] = []
     place, first = 0, None
-    for position, entry in enumerate(order, start=1):
-        if means[id(entry)] is None:
-            ranked.append((None, entry))
-            continue
-        if first is None or _faster(first, entry):
+    for position, entry in enumerate(sorted(fit, key=_speedup, reverse=True), start=1):
+        if first is None or _is_faster(first, entry):
             place, first = position, entry
         ranked.append((place, entry))
-    return tuple(ranked)
+    unfit.sort(key=lambda one: (bool(one.stale), one.solution, one.date))
+    return (*ranked, *((None, entry) for entry in unfit))
+
+
+def _speedup(entry: Entry) -> float:
+    return entry.mean.speedup if entry.mean else 0.0
+
+
+def _is_faster(first: Entry, other: Entry) -> bool:
+    common = first.compared.keys() & other.compared.keys()
+    ratios = [_ratio(first.compared[cell], other.compared[cell]) for cell in sorted(common)]
+    return bool(ratios) and geometric_mean(ratios).low > 1
+
+
+def _ratio(first: Comparison, other: Comparison) -> Comparison:
+    """Divide two speed-ups over the same baseline, bounds at their worst."""
+    return replace(
+        first,
+        speedup=first.speedup / other.speedup,
+        low=first.low / other.high,
+        high=first.high / other.low,
+    )
+
+
+def _group(one: Record) -> tuple[str, str, int, str]:
+    return one.card, one.problem, one.protocol, one.cell.arithmetic
+
+
+def _text(one: Record) -> tuple[str, str, str]:
+    return one.solution, one.solution_digest, one.problem_digest
+
+
+def _board(records: Sequence[Record], root: Path) -> Board:
+    card, name, protocol, arithmetic = _group(records[0])
+    problem = load.find_problem(name, root) if name in load.problem_names(root) else None
+    shapes = _shapes(problem) if problem else {}
+    texts = itertools.groupby(sorted(records, key=_text), _text)
+    entries = [_entry(list(group), problem, shapes, root) for _, group in texts]
+    return Board(card, name, protocol, arithmetic, len(shapes), rank(entries))
+
+
+def _shapes(problem: load.Problem) -> dict[str, str]:
+    """Return the digest of every shape that has to be covered, by `sweep/label`."""
+    sweeps = problem.sweeps(cards.load_card(TARGET_CARD).sms)
+    committed = [(name, sweeps[name]) for name in DEFAULT_SWEEPS["cuda"] if name in sweeps]
+    return {f"{name}/{label}": digest(shape) for name, rows in committed for label, shape in rows.items()}
+
+
+def _entry(records: list[Record], problem: load.Problem | None, shapes: dict[str, str], root: Path) -> Entry:
+    records.sort(key=lambda one: one.time_utc)
+    newest = records[-1]
+    stale = _stale(newest, problem, root)
+    inside = [one for one in records if stale or shapes.get(_place(one)) == digest(one.cell.shape)]
+    latest = {_place(one): one for one in inside}
+    outside = [one for one in records if one not in inside and one.status not in HARMLESS]
+    outcomes = {place: _outcome(one) for place, one in latest.items()}
+    gaps = dict.fromkeys(shapes, "missing") if not stale else {}
+    gaps |= {_place(one): str(one.status) for one in outside}
+    gaps |= {place: why if isinstance(why, str) else "" for place, why in outcomes.items()}
+    speedups = {place: each for place, each in outcomes.items() if isinstance(each, Comparison)}
+    apart = {place for place, one in latest.items() if LAUNCH_BOUND in one.flags}
+    compared = {place: each for place, each in speedups.items() if place not in apart}
+    shares = [latest[place].roofline.get("share_of_bound") for place in compared]
+    flags = Counter(flag for one in latest.values() for flag in one.flags if flag != LAUNCH_BOUND)
+    return Entry(
+        solution=newest.solution,
+        digest=newest.solution_digest,
+        author=newest.author,
+        date=newest.time_utc[:10],
+        compared=compared,
+        launch_bound={place: each for place, each in speedups.items() if place in apart},
+        gaps={place: why for place, why in sorted(gaps.items()) if why},
+        bound_shares=tuple(share for share in shares if share is not None),
+        flags=dict(sorted(flags.items())),
+        stale=stale,
+    )
+
+
+def _place(one: Record) -> str:
+    return f"{one.cell.sweep}/{one.cell.label}"
+
+
+def _stale(one: Record, problem: load.Problem | None, root: Path) -> str:
+    """Say why a record no longer speaks of the files as they are; empty where it does."""
+    if one.protocol != PROTOCOL:
+        return f"the protocol is now {PROTOCOL}"
+    if problem is None:
+        return "its problem is gone"
+    if one.problem_digest != problem.digest:
+        return "the problem has changed"
+    if one.solution not in load.solution_names(problem.name, root):
+        return "its file is gone"
+    if one.solution_digest != load.find_solution(one.solution, problem.name, root).digest:
+        return "its file has changed"
+    return ""
+
+
+def _outcome(one: Record) -> Comparison | str:
+    """Return a record's speed-up over its headline baseline, or why it has none."""
+    if one.status is not Status.PASS:
+        return str(one.status)
+    if one.timed is None:
+        return "not timed"
+    samples = {each.variant: each.times_us for each in one.timed.samples}
+    try:
+        return compare(samples["solution"], samples[one.timed.headline], one.timed.headline)
+    except (KeyError, ValueError):
+        return "not comparable"

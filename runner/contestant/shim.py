@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import gc
 import json
-import mmap
 import os
 import socket
-import sys
 import threading
 import time
-import traceback
 import types
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,17 +25,20 @@ from torch import nn
 from runner import channel
 from runner.channel import Call, Fault, Frame, Kind, Page
 from runner.contestant import libc, sandbox, witness
+from runner.contestant.build import (
+    TORCH_DTYPES,
+    Refused,
+    construct,
+    decode,
+    execute,
+    fault_in_call,
+    load_parameters,
+    read_job,
+    set_arithmetic,
+    story,
+    view,
+)
 from runner.contestant.memory import DeviceMemory, HostMemory
-
-TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-
-class Refused(Exception):
-    """The solution cannot go on; the fault and the text go up as an ERROR frame."""
-
-    def __init__(self, fault: Fault, text: str) -> None:
-        super().__init__(text)
-        self.fault = fault
 
 
 @dataclass
@@ -73,8 +73,8 @@ class Contestant:
             frame, fds = channel.receive(self.sock)
             if frame.kind == Kind.BUILD:
                 self.release()
-                job = _read_job(fds[0])
-                self.model = self.build(job)
+                job = read_job(fds[0])
+                self.model = construct(job, self.modules, self.scratch, self.device)
                 self.allocate(job)
             elif frame.kind == Kind.ECHO:
                 word = self.memory.peek(frame.args[0], 0)
@@ -99,27 +99,6 @@ class Contestant:
             torch.cuda.empty_cache()
         self.memory.free()
 
-    def build(self, job: dict[str, Any]) -> nn.Module:
-        """Execute the source (once per process) and construct the model in the cell's arithmetic."""
-        set_arithmetic(job["dtype"], job["math"])
-        try:
-            module = self.modules.get(job["digest"])
-            if module is None:
-                module = self.modules[job["digest"]] = _execute(job["source"], job["name"], self.scratch)
-            entry = getattr(module, job["entry"], None)
-            if entry is None:
-                raise Refused(Fault.BUILD, f"the source defines no {job['entry']}")
-            model = entry(*_decode(job["init"]))
-            if not isinstance(model, nn.Module):
-                raise Refused(Fault.BUILD, f"{job['entry']} is not a torch.nn.Module")
-            return model.to(self.device, TORCH_DTYPES[job["dtype"]]).eval()
-        except Refused:
-            raise
-        except (MemoryError, torch.OutOfMemoryError) as error:
-            raise Refused(Fault.OOM, _story(error)) from error
-        except BaseException as error:
-            raise Refused(Fault.BUILD, _story(error)) from error
-
     def allocate(self, job: dict[str, Any]) -> None:
         """Allocate parameters (block 0), input slots (block 1) and, on the host, the output arena."""
         self.blocks = [
@@ -132,7 +111,7 @@ class Contestant:
             start = slot * job["slot_bytes"]
             self.slots.append(
                 [
-                    item["value"] if "value" in item else _view(self.blocks[1], start + item["offset"], item)
+                    item["value"] if "value" in item else view(self.blocks[1], start + item["offset"], item)
                     for item in job["inputs"]
                 ]
             )
@@ -141,8 +120,8 @@ class Contestant:
         """Copy the judge's parameters into the model and let it prepare; returns ns, or -1."""
         model = self.model
         assert model is not None  # noqa: S101 - LOAD follows BUILD
-        given = {p["name"]: _view(self.blocks[0], p["offset"], p) for p in job["parameters"]}
-        _load_parameters(model, given)
+        given = {p["name"]: view(self.blocks[0], p["offset"], p) for p in job["parameters"]}
+        load_parameters(model, given)
         took_ns = -1
         prepare = getattr(model, "prepare", None)
         if job["prepare"] and callable(prepare):
@@ -152,7 +131,7 @@ class Contestant:
                     prepare()
                 self.synchronize()
             except BaseException as error:
-                raise Refused(Fault.BUILD, _story(error)) from error
+                raise Refused(Fault.BUILD, story(error)) from error
             took_ns = time.perf_counter_ns() - start
         self.seats = [self.seat(name, model, job) for name in job["policies"]] or [Seat(model, lambda: None)]
         return took_ns
@@ -160,8 +139,8 @@ class Contestant:
     def seat(self, policy: str, given: nn.Module, job: dict[str, Any]) -> Seat:
         """Make a baseline's seat: its own copy of the model under its own policy."""
         module = import_module(f"runner.baselines.{policy}")
-        model = _execute(job["source"], f"reference_{policy}", self.scratch)
-        instance = getattr(model, job["entry"])(*_decode(job["init"])).to(
+        model = execute(job["source"], f"reference_{policy}", self.scratch)
+        instance = getattr(model, job["entry"])(*decode(job["init"])).to(
             self.device, TORCH_DTYPES[job["dtype"]]
         )
         instance.load_state_dict(given.state_dict())
@@ -259,13 +238,8 @@ class Contestant:
             for slot in self.slots[:calls]:
                 _collect(seat.forward(*slot), held)
             claim_ns = timer.stop()
-        except Refused:
-            raise
-        except (MemoryError, torch.OutOfMemoryError) as error:
-            raise Refused(Fault.OOM, _story(error)) from error
         except BaseException as error:
-            compile_time = type(error).__name__ in ("CompilationError", "CompileTimeAssertionFailure")
-            raise Refused(Fault.BUILD if compile_time else Fault.CALL, _story(error)) from error
+            raise fault_in_call(error) from error
         self.publish(held, timer.issue_ns)
         return claim_ns
 
@@ -330,81 +304,6 @@ def _collect(result: object, held: list[torch.Tensor]) -> None:
         raise Refused(Fault.OUTPUT, f"forward returned {type(result).__name__}, not a tensor or several")
 
 
-def set_arithmetic(dtype: str, math: str) -> None:
-    """Set PyTorch's switches for a cell, by the legacy setters: reading either API then works."""
-    allowed = dtype != "fp32" or math == "tf32"
-    torch.backends.cudnn.allow_tf32 = allowed
-    torch.backends.cuda.matmul.allow_tf32 = allowed
-
-
-def _execute(source: str, name: str, scratch: Path) -> types.ModuleType:
-    # A file, because Triton reads a kernel's source through `inspect`.
-    path = scratch / f"{name}.py"
-    path.write_text(source)
-    module = types.ModuleType(name)
-    module.__file__ = str(path)
-    sys.modules[name] = module
-    exec(compile(source, str(path), "exec"), module.__dict__)  # noqa: S102 - the purpose of this process
-    return module
-
-
-def _load_parameters(model: nn.Module, given: dict[str, torch.Tensor]) -> None:
-    """Fill the state by name, else by order where the shapes agree one to one."""
-    own = model.state_dict()
-    if own.keys() == given.keys():
-        pairs = {name: given[name] for name in own}
-    else:
-        pairs = dict(zip(own, given.values(), strict=False))
-    if len(own) != len(given) or any(own[n].shape != t.shape for n, t in pairs.items()):
-        raise Refused(
-            Fault.BUILD,
-            f"parameters do not match: expected {_listed(given)}; ModelNew has {_listed(own)}",
-        )
-    with torch.no_grad():
-        for name, tensor in pairs.items():
-            own[name].copy_(tensor)
-
-
-def _listed(state: dict[str, torch.Tensor]) -> str:
-    return ", ".join(f"{name} {list(t.shape)}" for name, t in state.items()) or "none"
-
-
-def _view(block: torch.Tensor, start: int, item: dict[str, Any]) -> torch.Tensor:
-    dtype = getattr(torch, item["dtype"])
-    size = dtype.itemsize
-    for n in item["shape"]:
-        size *= n
-    return block[start : start + size].view(dtype).view(item["shape"])
-
-
-def _decode(value: Any) -> Any:
-    """Undo the job's JSON: `{"tuple": [...]}` is a tuple."""
-    if isinstance(value, list):
-        return [_decode(v) for v in value]
-    if isinstance(value, dict):
-        return tuple(_decode(v) for v in value["tuple"])
-    return value
-
-
-def _read_job(fd: int) -> dict[str, Any]:
-    with mmap.mmap(fd, 0, prot=mmap.PROT_READ) as mapped:
-        job: dict[str, Any] = json.loads(bytes(mapped))
-    os.close(fd)
-    return job
-
-
-def _story(error: BaseException) -> str:
-    """Tell an error in one line, with the line of the foreign file that raised it."""
-    place = ""
-    for entry in traceback.extract_tb(error.__traceback__):
-        if entry.filename.endswith(".py") and "/site-packages/" not in entry.filename and entry.line:
-            place = f" (line {entry.lineno}: {entry.line.strip()})"
-    if isinstance(error, SyntaxError):
-        place = f" (line {error.lineno})"
-    text = str(error).strip() or "no message"
-    return f"{type(error).__name__}: {text}{place}"
-
-
 def main(sock: socket.socket, page_fd: int, scratch: Path, device_name: str) -> None:
     """Enter the sandbox, say which level was reached, then serve."""
     sandbox.close_descriptors({0, 1, 2, sock.fileno(), page_fd})
@@ -413,9 +312,8 @@ def main(sock: socket.socket, page_fd: int, scratch: Path, device_name: str) -> 
     isolation = sandbox.enter(scratch, device=device_name.partition(":")[0])
     libc.die_with_parent()
     torch.set_num_threads(1)
-    channel.send(
-        sock, Frame(Kind.HELLO, text=json.dumps([isolation.level, isolation.layers, isolation.missing]))
-    )
+    told = [isolation.level, isolation.layers, [text[:40] for text in isolation.missing]]
+    channel.send(sock, Frame(Kind.HELLO, text=json.dumps(told)))
     device = torch.device(device_name)
     if device.type == "cuda":
         torch.cuda.set_device(device)

@@ -1,0 +1,222 @@
+"""Boards -> tables, JSON, CSV and the generated part of `results/README.md`."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from typing import TYPE_CHECKING, Any
+
+from runner.leaderboard import Board, Entry, Mean, geometric_mean
+from runner.load import BadInput, read_source
+from runner.report import ABSENT, _csv, _figures, _render
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from runner.schema import Comparison
+
+VIEWS = ("shape", "dtype")
+#: The README between these lines is generated; above them it is written by hand.
+BEGIN = "<!-- made by `python -m runner leaderboard --write`: do not edit from here -->"
+END = "<!-- to here -->"
+#: A digest is shown by its first digits.
+DIGEST_CHARS = 12
+#: Cells without a speed-up that are named under a table, for each solution.
+NAMED_GAPS = 6
+
+Row = dict[str, Any]
+Line = dict[str, str]
+
+
+def show(boards: Sequence[Board], fmt: str = "table", by: str | None = None) -> str:
+    """Show boards as a table per board, or by shape, or by dtype with a column for each arithmetic.
+
+    `json` and `csv` hold all boards in one list, numbers in full: a row per entry, by shape one per cell.
+    """
+    if fmt in ("json", "csv"):
+        entry_rows = _cells if by == "shape" else _facts
+        rows = [row for board in boards for row in entry_rows(board)]
+        return json.dumps(rows, indent=1) if fmt == "json" else _csv(rows)
+    if by == "dtype":
+        return _join(_by_dtype(boards), fmt)
+    lines = _shape_lines if by == "shape" else _lines
+    tables = {_title(board): lines(board) for board in boards}
+    notes = {} if by else {_title(board): _gap_notes(board) for board in boards}
+    return _join(tables, fmt, notes)
+
+
+def with_generated(text: str, boards: Sequence[Board]) -> str:
+    """Return a README whose part between the markers shows the boards; BadInput where there is no such part."""
+    above, begin, rest = text.partition(BEGIN)
+    _, end, below = rest.partition(END)
+    if not (begin and end):
+        raise BadInput(f"results/README.md lacks the lines '{BEGIN}' and '{END}' that the boards go between")
+    return f"{above}{BEGIN}\n\n{show(boards, 'github')}\n\n{END}{below}"
+
+
+def is_current(readme: Path, boards: Sequence[Board]) -> bool:
+    """Tell whether a README shows these boards."""
+    text = read_source(readme)
+    return with_generated(text, boards) == text
+
+
+def _join(tables: dict[str, list[Line]], fmt: str, notes: dict[str, list[str]] | None = None) -> str:
+    heading = "### " if fmt == "github" else ""
+    parts = []
+    for title, lines in tables.items():
+        parts += [f"{heading}{title}", _render(lines, fmt), *((notes or {}).get(title) or ())]
+    return "\n\n".join(parts) or "no records"
+
+
+def _place(board: Board) -> str:
+    return f"{board.problem} on {board.card}, protocol {board.protocol}"
+
+
+def _title(board: Board) -> str:
+    return f"{_place(board)}, {board.arithmetic}"
+
+
+def _lines(board: Board) -> list[Line]:
+    return [_line(place, entry, board.cells) for place, entry in board.ranked]
+
+
+def _line(place: int | None, entry: Entry, cells: int) -> Line:
+    passed = len(entry.compared) + len(entry.launch_bound)
+    apart, worst = entry.launch_bound.values(), _worst(entry)
+    return {
+        "rank": str(place or ABSENT),
+        "solution": entry.solution,
+        "speedup": _mean(entry),
+        "cells": f"{passed} of {cells}",
+        "launch-bound": f"{len(apart)} at {_figures(geometric_mean(apart).speedup)}" if apart else "0",
+        "fast_1": f"{_fast(entry)} of {len(entry.compared)}",
+        "worst": f"{_figures(entry.compared[worst].speedup)} {worst}" if worst else ABSENT,
+        "bound": f"{statistics.median(entry.bound_shares):.0%}" if entry.bound_shares else ABSENT,
+        "flags": ", ".join(f"{count} {flag}" for flag, count in entry.flags.items()) or ABSENT,
+        "author": entry.author or ABSENT,
+        "date": entry.date,
+        "digest": entry.digest[:DIGEST_CHARS],
+    }
+
+
+def _facts(board: Board) -> list[Row]:
+    """Return a row for each entry, for programs."""
+    return [
+        {
+            **_identity(board, entry),
+            "rank": place,
+            "unranked": entry.unranked,
+            **(_mean_facts(entry.mean) if entry.mean else {}),
+            "cells": board.cells,
+            "compared": len(entry.compared),
+            "launch_bound": len(entry.launch_bound),
+            "fast_1": _fast(entry),
+            "worst": _worst(entry),
+            "share_of_bound": statistics.median(entry.bound_shares) if entry.bound_shares else None,
+            "gaps": entry.gaps,
+            "flags": entry.flags,
+            "author": entry.author,
+            "date": entry.date,
+        }
+        for place, entry in board.ranked
+    ]
+
+
+def _cells(board: Board) -> list[Row]:
+    """Return a row for each cell of each entry, for programs."""
+    rows: list[Row] = []
+    for _, entry in board.ranked:
+        same = _identity(board, entry)
+        for shape, one in sorted((entry.compared | entry.launch_bound).items()):
+            facts = {"baseline": one.baseline, **_mean_facts(one), "verdict": str(one.verdict)}
+            rows.append({**same, "shape": shape, **facts, "launch_bound": shape in entry.launch_bound})
+        rows += [{**same, "shape": shape, "reason": reason} for shape, reason in entry.gaps.items()]
+    return rows
+
+
+def _identity(board: Board, entry: Entry) -> Row:
+    return {
+        "card": board.card,
+        "problem": board.problem,
+        "protocol": board.protocol,
+        "arithmetic": board.arithmetic,
+        "solution": entry.solution,
+        "digest": entry.digest,
+    }
+
+
+def _mean_facts(mean: Mean | Comparison) -> Row:
+    return {"speedup": mean.speedup, "low": mean.low, "high": mean.high}
+
+
+def _shape_lines(board: Board) -> list[Line]:
+    """Return a line for each shape, with a column for each entry that is not stale."""
+    entries = {_name(board, entry): entry for _, entry in board.ranked if not entry.stale}
+    shapes = sorted(
+        {shape for one in entries.values() for shape in (*one.compared, *one.launch_bound, *one.gaps)}
+    )
+    return [{"shape": shape, **{n: _cell(one, shape) for n, one in entries.items()}} for shape in shapes]
+
+
+def _name(board: Board, entry: Entry) -> str:
+    del board
+    return entry.solution
+
+
+def _cell(entry: Entry, shape: str) -> str:
+    if shape in entry.launch_bound:
+        return f"{_interval(entry.launch_bound[shape])} launch-bound"
+    return _interval(entry.compared[shape]) if shape in entry.compared else entry.gaps.get(shape, ABSENT)
+
+
+def _by_dtype(boards: Iterable[Board]) -> dict[str, list[Line]]:
+    """Return for each card, problem and protocol a line per text, with a column per arithmetic."""
+    tables: dict[str, dict[tuple[str, str], Line]] = {}
+    columns: dict[str, list[str]] = {}
+    for board in boards:
+        columns.setdefault(_place(board), []).append(board.arithmetic)
+        lines = tables.setdefault(_place(board), {})
+        for place, entry in board.ranked:
+            text = (entry.solution, entry.digest[:DIGEST_CHARS])
+            figure = _mean(entry) if place is None else f"{place}: {_mean(entry)}"
+            lines.setdefault(text, {})[board.arithmetic] = figure
+    return {
+        title: [
+            {
+                "solution": name,
+                **{column: line.get(column, ABSENT) for column in columns[title]},
+                "digest": text,
+            }
+            for (name, text), line in lines.items()
+        ]
+        for title, lines in tables.items()
+    }
+
+
+def _gap_notes(board: Board) -> list[str]:
+    """Name the cells that keep a solution from its rank."""
+    notes = []
+    for _, entry in board.ranked:
+        named = [f"{shape} {reason}" for shape, reason in entry.gaps.items()]
+        if named and not entry.stale:
+            more = f" and {len(named) - NAMED_GAPS} more" if len(named) > NAMED_GAPS else ""
+            notes.append(f"{entry.solution} has no rank: {', '.join(named[:NAMED_GAPS])}{more}")
+    return notes
+
+
+def _mean(entry: Entry) -> str:
+    return _interval(entry.mean) if entry.mean else entry.unranked
+
+
+def _interval(mean: Mean | Comparison) -> str:
+    return f"{_figures(mean.speedup)} [{_figures(mean.low)}, {_figures(mean.high)}]"
+
+
+def _fast(entry: Entry) -> int:
+    """Count the cells that are faster than the baseline beyond doubt."""
+    return sum(one.low > 1 for one in entry.compared.values())
+
+
+def _worst(entry: Entry) -> str | None:
+    return min(entry.compared, key=lambda shape: entry.compared[shape].speedup, default=None)
