@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -71,7 +72,7 @@ def _code_of(error: Exception) -> int | None:
 
 def _with_command(arguments: list[str]) -> list[str]:
     """`run` may be left out: `python -m runner --problem NAME`."""
-    commands = ("run", "list", "check", "import")
+    commands = ("run", "list", "check", "import", "leaderboard", "prompt")
     plain = arguments and (arguments[0] in commands or arguments[0] in ("-h", "--help", "--version"))
     return arguments if plain else ["run", *arguments]
 
@@ -96,6 +97,8 @@ def _parser() -> argparse.ArgumentParser:
     importing.add_argument("file", type=Path, metavar="FILE")
     importing.add_argument("--results", type=Path, default=ROOT / "results", metavar="DIR")
     importing.set_defaults(command=_import)
+    _add_leaderboard(commands.add_parser("leaderboard", help="rank what is recorded"))
+    _add_prompt(commands.add_parser("prompt", help="a page for whoever wants to do better"))
     return parser
 
 
@@ -152,6 +155,39 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", type=Path, metavar="FILE", help="write all records to one file, for `import`"
     )
     parser.set_defaults(command=_run)
+
+
+def _add_leaderboard(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--card", metavar="NAME", help="default: all")
+    parser.add_argument("--problem", metavar="NAME", help="default: all")
+    parser.add_argument("--by", choices=("shape", "dtype"), help="default: a board for each arithmetic")
+    parser.add_argument("--format", choices=FORMATS, default="table")
+    parser.add_argument("--results", type=Path, default=ROOT / "results", metavar="DIR")
+    readme = parser.add_mutually_exclusive_group()
+    readme.add_argument("--write", action="store_true", help="put all boards into the README of DIR")
+    readme.add_argument("--check", action="store_true", help="exit 1 unless that README shows them")
+    parser.set_defaults(command=_leaderboard)
+
+
+def _add_prompt(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--problem", metavar="NAME|PATH")
+    parser.add_argument("--solution", metavar="NAME|PATH")
+    parser.add_argument("--stage", metavar="NAME", help="see `list`")
+    parser.add_argument("--card", default="rtx4090", metavar="NAME", help="default: %(default)s")
+    parser.add_argument(
+        "--profile", type=Path, metavar="FILE", help="JSON: {metrics: {kernel: {name: value}}}"
+    )
+    parser.add_argument(
+        "--shapes", action="append", default=[], metavar="SWEEP|LABEL|k=v,...", help="default: kernelbench"
+    )
+    parser.add_argument("--results", type=Path, default=ROOT / "results", metavar="DIR")
+    parser.add_argument(
+        "--answer",
+        type=Path,
+        metavar="FILE",
+        help="hold a model's reply against the output rules, as JSON; correctness is for `check`",
+    )
+    parser.set_defaults(command=_prompt)
 
 
 def _positive(text: str) -> float:
@@ -349,3 +385,52 @@ def _import(options: argparse.Namespace) -> int:
         print(f"warning: {line}", file=sys.stderr)
     print(f"{added} records added, {skipped} were there already, {len(problems)} lines are no records")
     return EXIT_USAGE if problems and not added and not skipped else EXIT_DONE
+
+
+def _leaderboard(options: argparse.Namespace) -> int:
+    from runner import leaderboard, standings  # noqa: PLC0415 - `--help` need not pay
+
+    boards, problems = leaderboard.read(options.results)
+    for line in problems:
+        print(f"warning: {line}", file=sys.stderr)
+    readme = options.results / "README.md"
+    if options.check or options.write:
+        if options.card or options.problem or options.by:
+            raise BadInput(f"{readme} shows all boards: leave --card, --problem and --by out")
+        if options.write:
+            standings.write(readme, boards)
+        elif not standings.is_current(readme, boards):
+            print(
+                f"{readme} is not what its records give: python -m runner leaderboard --write",
+                file=sys.stderr,
+            )
+            return EXIT_FAILED
+        return EXIT_DONE
+    print(standings.show(standings.only(boards, options.card, options.problem), options.format, options.by))
+    return EXIT_DONE
+
+
+def _prompt(options: argparse.Namespace) -> int:
+    from runner import load, prompt  # noqa: PLC0415 - `--help` need not pay
+
+    if options.answer:
+        answer = prompt.judge_answer(load.read_source(options.answer))
+        print(json.dumps(answer, indent=1))
+        return EXIT_FAILED if answer["refused"] else EXIT_DONE
+    missing = [name for name in ("problem", "solution", "stage") if getattr(options, name) is None]
+    if missing:
+        raise BadInput(f"a prompt needs --{', --'.join(missing)}")
+    problem = load.find_problem(options.problem)
+    solution = load.find_solution(options.solution, problem.name)
+    print(
+        prompt.page(
+            problem,
+            solution,
+            prompt.find_stage(options.stage),
+            prompt.find_card(options.card),
+            shapes=options.shapes,
+            profile=options.profile,
+            results=options.results,
+        )
+    )
+    return EXIT_DONE

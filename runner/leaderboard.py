@@ -68,7 +68,7 @@ class Entry:
     def unranked(self) -> str:
         """Why there is no rank; empty where there is one."""
         if self.stale:
-            return f"stale: {self.stale}"
+            return f"stale, {self.stale}"
         if self.gaps:
             return ", ".join(f"{count} {reason}" for reason, count in Counter(self.gaps.values()).items())
         return "" if self.compared else "all launch-bound"
@@ -126,9 +126,9 @@ def rank(entries: Iterable[Entry]) -> tuple[tuple[int | None, Entry], ...]:
     Means of two entries may be over different cells, because different ones are launch-bound. So the first
     of a rank and the next entry are compared cell by cell where both have one.
     """
-    fit, unfit = [], []
-    for entry in entries:
-        (unfit if entry.unranked else fit).append(entry)
+    entries = list(entries)
+    fit = [entry for entry in entries if not entry.unranked]
+    unfit = [entry for entry in entries if entry.unranked]
     ranked: list[tuple[int | None, Entry]] = []
     place, first = 0, None
     for position, entry in enumerate(sorted(fit, key=_speedup, reverse=True), start=1):

@@ -10,13 +10,14 @@ import ast
 import re
 import sys
 import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from runner.schema import DTYPES, MATHS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterable
 
 ERROR = "error"
 ADVICE = "advice"
@@ -62,12 +63,16 @@ class Header:
     dtypes: tuple[str, ...] = DTYPES
 
 
-def lint(source: str) -> tuple[Finding, ...]:
-    """Return the findings in a solution's text, by line."""
+#: A rule reads a tree and yields what it finds.
+Rule = Callable[[ast.Module], Iterator[Finding]]
+
+
+def lint(source: str, extra: Iterable[Rule] = ()) -> tuple[Finding, ...]:
+    """Return the findings of these rules, and of `extra` ones, in a solution's text, by line."""
     tree = _parse(source)
     if isinstance(tree, Finding):
         return (tree,)
-    return tuple(sorted(finding for rule in RULES for finding in rule(tree)))
+    return tuple(sorted(finding for rule in (*RULES, *extra) for finding in rule(tree)))
 
 
 def read_header(source: str) -> Header:
@@ -151,13 +156,13 @@ def _imports_known(tree: ast.Module) -> Iterator[Finding]:
 
 
 def _calls_no_library(tree: ast.Module) -> Iterator[Finding]:
-    aliases = _aliases(tree)
+    aliases = imported_names(tree)
     layers = _layers(tree, aliases)
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             used = _called_layer(node, aliases, layers) or _called_method(node, aliases)
         elif isinstance(node, ast.Attribute | ast.Name):
-            used = _library_operator(_dotted(node, aliases))
+            used = _library_operator(dotted_name(node, aliases))
         elif isinstance(node, ast.BinOp | ast.AugAssign):
             used = "the operator @" if isinstance(node.op, ast.MatMult) else ""
         else:
@@ -177,11 +182,11 @@ def _called_layer(node: ast.Call, aliases: Aliases, layers: set[str]) -> str:
     called = node.func
     if isinstance(called, ast.Attribute) and called.attr == "forward":
         called = called.value
-        if isinstance(called, ast.Call) and _dotted(called.func, aliases) == "super":
+        if isinstance(called, ast.Call) and dotted_name(called.func, aliases) == "super":
             return "the inherited forward"
     if isinstance(called, ast.Call) and any(_is_layer(made, aliases) for made in (called, *called.args)):
         return "a layer called where it is made"
-    dotted = _dotted(called, aliases)
+    dotted = dotted_name(called, aliases)
     return f"the layer {dotted}" if dotted in layers else ""
 
 
@@ -189,15 +194,14 @@ def _called_method(node: ast.Call, aliases: Aliases) -> str:
     called = node.func
     if not (isinstance(called, ast.Attribute) and called.attr in GEMM_METHODS):
         return ""
-    receiver = _dotted(called.value, aliases)
+    receiver = dotted_name(called.value, aliases)
     # a method of self is the solution's own; an operator of a module is judged by its full name
     imported = {name.partition(".")[0] for name in aliases.values()}
     is_tensor = receiver != "self" and receiver.partition(".")[0] not in imported
     return f"the method {called.attr}" if is_tensor else ""
 
 
-#: Each rule reads a tree and yields what it finds.
-RULES: tuple[Callable[[ast.Module], Iterator[Finding]], ...] = (
+RULES: tuple[Rule, ...] = (
     _has_model,
     _has_technique,
     _declares_well,
@@ -254,7 +258,8 @@ def _names(node: ast.expr) -> set[str]:
     return {child.id for child in ast.walk(node) if isinstance(child, ast.Name)}
 
 
-def _aliases(tree: ast.Module) -> Aliases:
+def imported_names(tree: ast.Module) -> Aliases:
+    """Return what each imported name stands for."""
     aliases = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -267,7 +272,7 @@ def _aliases(tree: ast.Module) -> Aliases:
     return aliases
 
 
-def _dotted(node: ast.expr, aliases: Aliases) -> str:
+def dotted_name(node: ast.expr, aliases: Aliases) -> str:
     """Return `a.b.c` with its imported root written out; empty for anything but a chain of names."""
     chain: list[str] = []
     while isinstance(node, ast.Attribute):
@@ -283,9 +288,9 @@ def _layers(tree: ast.Module, aliases: Aliases) -> set[str]:
     held: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign) and _constructs_layer(node.value, aliases):
-            held.update(_dotted(target, aliases) for target in node.targets)
+            held.update(dotted_name(target, aliases) for target in node.targets)
         elif isinstance(node, ast.AnnAssign) and node.value and _constructs_layer(node.value, aliases):
-            held.add(_dotted(node.target, aliases))
+            held.add(dotted_name(node.target, aliases))
     return held - {""}
 
 
@@ -294,4 +299,4 @@ def _constructs_layer(node: ast.expr, aliases: Aliases) -> bool:
 
 
 def _is_layer(node: ast.AST, aliases: Aliases) -> bool:
-    return isinstance(node, ast.Call) and LAYER.fullmatch(_dotted(node.func, aliases)) is not None
+    return isinstance(node, ast.Call) and LAYER.fullmatch(dotted_name(node.func, aliases)) is not None

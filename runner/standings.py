@@ -7,7 +7,7 @@ import statistics
 from typing import TYPE_CHECKING, Any
 
 from runner.leaderboard import Board, Entry, Mean, geometric_mean
-from runner.load import BadInput, read_source
+from runner.load import BadInput, read_source, unknown
 from runner.report import ABSENT, _csv, _figures, _render
 
 if TYPE_CHECKING:
@@ -46,19 +46,39 @@ def show(boards: Sequence[Board], fmt: str = "table", by: str | None = None) -> 
     return _join(tables, fmt, notes)
 
 
+def only(boards: Sequence[Board], card: str | None, problem: str | None) -> list[Board]:
+    """Return the boards of a card and of a problem. Raises BadInput for one that no board is about."""
+    for kind, name, known in (
+        ("card", card, {board.card for board in boards}),
+        ("problem", problem, {board.problem for board in boards}),
+    ):
+        if name is not None and name not in known:
+            raise unknown(f"{kind} with records", name, known)
+    return [b for b in boards if card in (None, b.card) and problem in (None, b.problem)]
+
+
 def with_generated(text: str, boards: Sequence[Board]) -> str:
-    """Return a README whose part between the markers shows the boards; BadInput where there is no such part."""
+    """Return a README with the boards between its markers. Raises BadInput where it lacks one."""
     above, begin, rest = text.partition(BEGIN)
     _, end, below = rest.partition(END)
     if not (begin and end):
-        raise BadInput(f"results/README.md lacks the lines '{BEGIN}' and '{END}' that the boards go between")
+        raise BadInput(f"the README of the results lacks the lines '{BEGIN}' and '{END}' around its boards")
     return f"{above}{BEGIN}\n\n{show(boards, 'github')}\n\n{END}{below}"
 
 
 def is_current(readme: Path, boards: Sequence[Board]) -> bool:
-    """Tell whether a README shows these boards."""
+    """Tell whether a README shows these boards. Raises BadInput for one that cannot."""
     text = read_source(readme)
     return with_generated(text, boards) == text
+
+
+def write(readme: Path, boards: Sequence[Board]) -> None:
+    """Put the boards into a README. Raises BadInput for one that cannot be read or written."""
+    text = with_generated(read_source(readme), boards)
+    try:
+        readme.write_text(text)
+    except OSError as error:
+        raise BadInput(f"cannot write '{readme}': {error.strerror}") from error
 
 
 def _join(tables: dict[str, list[Line]], fmt: str, notes: dict[str, list[str]] | None = None) -> str:
@@ -88,7 +108,7 @@ def _line(place: int | None, entry: Entry, cells: int) -> Line:
         "rank": str(place or ABSENT),
         "solution": entry.solution,
         "speedup": _mean(entry),
-        "cells": f"{passed} of {cells}",
+        "cells": str(passed) if entry.stale else f"{passed} of {cells}",
         "launch-bound": f"{len(apart)} at {_figures(geometric_mean(apart).speedup)}" if apart else "0",
         "fast_1": f"{_fast(entry)} of {len(entry.compared)}",
         "worst": f"{_figures(entry.compared[worst].speedup)} {worst}" if worst else ABSENT,
@@ -152,16 +172,13 @@ def _mean_facts(mean: Mean | Comparison) -> Row:
 
 def _shape_lines(board: Board) -> list[Line]:
     """Return a line for each shape, with a column for each entry that is not stale."""
-    entries = {_name(board, entry): entry for _, entry in board.ranked if not entry.stale}
+    entries = {entry.solution: entry for _, entry in board.ranked if not entry.stale}
     shapes = sorted(
         {shape for one in entries.values() for shape in (*one.compared, *one.launch_bound, *one.gaps)}
     )
-    return [{"shape": shape, **{n: _cell(one, shape) for n, one in entries.items()}} for shape in shapes]
-
-
-def _name(board: Board, entry: Entry) -> str:
-    del board
-    return entry.solution
+    return [
+        {"shape": shape, **{name: _cell(one, shape) for name, one in entries.items()}} for shape in shapes
+    ]
 
 
 def _cell(entry: Entry, shape: str) -> str:
@@ -206,7 +223,7 @@ def _gap_notes(board: Board) -> list[str]:
 
 
 def _mean(entry: Entry) -> str:
-    return _interval(entry.mean) if entry.mean else entry.unranked
+    return _interval(entry.mean) if entry.mean else f"unranked: {entry.unranked}"
 
 
 def _interval(mean: Mean | Comparison) -> str:

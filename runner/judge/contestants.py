@@ -314,7 +314,7 @@ class Contestant:
     def _receive(self, stage: str) -> Frame:
         try:
             frame, fds = channel.receive(self.sock)
-        except EOFError:
+        except (EOFError, ConnectionResetError):  # reset: it died with frames of ours unread
             raise self._death(stage) from None
         except (BadFrame, OSError) as error:
             raise self._foul(Status.MISSING, stage, f"malformed frame: {error}") from error

@@ -1,0 +1,89 @@
+"""The trusted process on a CPU: each baseline answers rightly in its seat, and fails at nobody's cost."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from runner import load, measure
+from runner.judge import check
+from runner.judge.bench import Bench, Limits, NoBaseline
+from runner.judge.referee import Referee
+from runner.schema import Cell
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+BASELINES = tuple(load.baseline_names())
+
+
+@pytest.fixture
+def referee() -> Iterator[Referee]:
+    made = Referee("cpu", Limits(build_s=60.0, call_s=30.0))
+    problem = load.find_problem("convtranspose2d")
+    shape = problem.sweeps(128)["smoke"]["groups"]
+    cell = Cell("smoke", "groups", shape, "fp32", "tf32")
+    assert made._prepare_case(problem, cell, os.urandom(16)) is None
+    yield made
+    made.close()
+
+
+def seated(referee: Referee) -> Bench:
+    bench = Bench(referee._current(), referee.limits)
+    trusted = referee._trusted(BASELINES)
+    for seat, name in enumerate(BASELINES):
+        bench.join(name, trusted, seat)
+    bench.seated[trusted.identity] = -1
+    return bench
+
+
+def test_every_baseline_answers_in_any_order_and_again_after_a_release(referee: Referee) -> None:
+    bench = seated(referee)
+    tally = check.Tally()
+    for name in (*BASELINES, *reversed(BASELINES), *BASELINES[:2]):
+        bench.fresh(1)
+        window = bench.sample(name, 1)
+        assert window.window_us > window.claim_us > 0
+        assert bench.null(name, 1) > 0
+        referee._hold(bench, bench.seats[name][0], tally, 0)
+    first = referee.trusted
+    referee._release_trusted()
+    again = seated(referee)
+    again.fresh(1)
+    again.sample(BASELINES[-1], 1)
+    referee._hold(again, again.seats[BASELINES[-1]][0], tally, 0)
+    assert referee.trusted is first
+    assert not tally.wrong
+
+
+def test_a_dead_baseline_is_nobodys_foul(referee: Referee) -> None:
+    bench = seated(referee)
+    bench.fresh(1)
+    bench.sample("eager", 1)
+    os.kill(bench.seats["eager"][0].pid, 9)
+    with pytest.raises(NoBaseline, match="SIGKILL"):
+        bench.sample("eager", 1)
+    solution = load.find_solution("gather_gemm", "convtranspose2d")
+    contestant = referee._contestant(solution)
+    bench.join(measure.SOLUTION, contestant, 0)
+    referee._check(bench, contestant, solution)
+    flags: list[str] = []
+    assert referee._time(bench, BASELINES, flags) is None
+    assert flags
+    assert flags[0].startswith("no_baseline: ended by SIGKILL")
+    assert referee.trusted is None
+    again = seated(referee)
+    again.fresh(1)
+    again.sample("eager", 1)
+
+
+def test_a_busy_device_is_a_flag(referee: Referee, monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy(*_: object) -> None:
+        raise measure.Disturbed("the device is not idle")
+
+    monkeypatch.setattr(referee, "_rounds", busy)
+    flags: list[str] = []
+    assert referee._time(Bench(referee._current(), referee.limits), BASELINES, flags) is None
+    assert flags == ["disturbed: the device is not idle"]
