@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
 from runner import load, measure
 from runner.judge import check
@@ -87,3 +88,22 @@ def test_a_busy_device_is_a_flag(referee: Referee, monkeypatch: pytest.MonkeyPat
     flags: list[str] = []
     assert referee._time(Bench(referee._current(), referee.limits), BASELINES, flags) is None
     assert flags == ["disturbed: the device is not idle"]
+
+
+def test_the_same_entropy_draws_the_same_values_again(referee: Referee) -> None:
+    case = referee._current()
+    block = torch.empty(case.inputs.size, dtype=torch.uint8)
+    drawn = []
+    for entropy in (b"a" * 16, b"a" * 16, b"b" * 16):
+        case.begin(entropy)
+        case.draw_own(block)
+        own = block.clone()
+        case.draw(1, block)
+        drawn.append((own, block.clone()))
+    assert all(torch.equal(x, y) for x, y in zip(drawn[0], drawn[1], strict=True))
+    assert not any(torch.equal(x, y) for x, y in zip(drawn[0], drawn[2], strict=True))
+
+
+def test_a_record_names_the_entropy_of_parameters_and_inputs(referee: Referee) -> None:
+    case = referee._current()
+    assert referee.entropy_of(b"x" * 16) == (case.entropy + b"x" * 16).hex()

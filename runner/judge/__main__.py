@@ -46,7 +46,7 @@ def answer(referee: Referee, request: dict[str, Any]) -> dict[str, Any]:
         ruling = Ruling(
             Failed(Status.ERROR, "judge", f"{type(error).__name__}: {error}", traceback.format_exc()[-2000:])
         )
-    return {"ruling": to_json(ruling), "entropy": entropy.hex()}
+    return {"ruling": to_json(ruling), "entropy": referee.entropy_of(entropy)}
 
 
 def main() -> None:

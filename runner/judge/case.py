@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import secrets
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -35,8 +35,11 @@ class Case:
         self.get_inputs: Callable[[], list[Any]] = lambda: list(module.get_inputs(*arguments))
         self.init = list(module.get_init_inputs(*arguments))
         self.fixed = getattr(module, "PARAMETERS", "fixed") == "fixed"
-        self.generator = torch.Generator(device).manual_seed(int.from_bytes(entropy[:8], "little") >> 1)
-        torch.manual_seed(int.from_bytes(entropy[8:], "little") >> 1)
+        self.entropy = entropy
+        self.generator = torch.Generator(device)
+        self._seeds = random.Random()  # noqa: S311 - seeded by the operating system's entropy, in `begin`
+        self.begin(entropy)
+        torch.manual_seed(_seed(entropy))
         model = module.Model(*self.init)
         with torch.device("meta"):
             specimens = self.get_inputs()
@@ -71,6 +74,11 @@ class Case:
         ]
         return self.oracle.reached(one)
 
+    def begin(self, entropy: bytes) -> None:
+        """Begin the draws for one solution; the same entropy gives the same values in the same order."""
+        self.generator.manual_seed(_seed(entropy))
+        self._seeds.seed(entropy)
+
     @property
     def max_calls(self) -> int:
         """How many distinct inputs a sample can have."""
@@ -103,7 +111,7 @@ class Case:
 
     def draw_own(self, block: torch.Tensor, slot: int = 0) -> None:
         """Fill one slot by the problem's own `get_inputs`, as KernelBench would."""
-        torch.manual_seed(secrets.randbits(62))
+        torch.manual_seed(self._seeds.getrandbits(62))
         with torch.device(self.device):
             values = self.get_inputs()
         for item, value in zip(self.inputs.items, values, strict=True):
@@ -131,6 +139,10 @@ class Case:
             "policies": policies,
             "prepare": self.fixed and not policies,
         }
+
+
+def _seed(entropy: bytes) -> int:
+    return int.from_bytes(entropy[:8], "little") >> 1
 
 
 def encode(value: Any) -> Any:

@@ -63,6 +63,7 @@ class Referee:
         if unsupported is not None:
             return Ruling(unsupported)
         case = self._current()
+        case.begin(entropy)
         flags: list[str] = []
         isolation: dict[str, Any] = {}
         checked: Checked | None = None
@@ -89,6 +90,10 @@ class Referee:
         if bench.seats[measure.SOLUTION][0].copied_outputs:
             flags.append("copied_output")
         return Ruling(None, checked, timed, isolation, tuple(flags))
+
+    def entropy_of(self, entropy: bytes) -> str:
+        """All that a ruling was drawn from: 16 bytes for the cell's parameters, 16 for the solution's inputs."""
+        return ((self.case.entropy if self.case else b"") + entropy).hex()
 
     def _current(self) -> Case:
         assert self.case is not None  # noqa: S101 - set by _prepare_case
