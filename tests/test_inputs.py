@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runner import load
-from runner.contestant import shim
+from runner.contestant import build
 from runner.judge.case import Case, encode
 from runner.judge.inputs import ALIGN, SCALES, TORCH_DTYPES, Item, draw_mixture, lay_out
 from runner.schema import Cell
@@ -56,7 +56,7 @@ def test_tensors_are_aligned_and_apart(values: list[Any], dtype: str, slots: int
         raw(item.view(block, start)).fill_(number + 1)
     for number, (start, item) in enumerate(places):
         assert bool((raw(item.view(block, start)) == number + 1).all())
-        assert torch.equal(shim._view(block, start + item.offset, item.to_json()), item.view(block, start))
+        assert torch.equal(build.view(block, start + item.offset, item.to_json()), item.view(block, start))
 
 
 @quick
@@ -203,7 +203,7 @@ def test_a_foreign_problem_draws_by_its_own_generator() -> None:
 
 @pytest.mark.parametrize("value", [3, 0.5, True, None, "same", (1, 2), [3, (1, 2)], [[], ()]])
 def test_constructor_arguments_survive_the_job(value: Any) -> None:
-    decoded = shim._decode(encode(value))
+    decoded = build.decode(encode(value))
     assert decoded == value
     assert type(decoded) is type(value)
 

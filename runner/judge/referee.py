@@ -92,7 +92,7 @@ class Referee:
         return Ruling(None, checked, timed, isolation, tuple(flags))
 
     def entropy_of(self, entropy: bytes) -> str:
-        """All that a ruling was drawn from: 16 bytes for the cell's parameters, 16 for the solution's inputs."""
+        """All that a ruling was drawn from: 16 bytes for the parameters, 16 for the solution's inputs."""
         return ((self.case.entropy if self.case else b"") + entropy).hex()
 
     def _current(self) -> Case:
