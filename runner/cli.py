@@ -251,6 +251,8 @@ def _run(options: argparse.Namespace) -> int:
     if not names:
         raise BadInput(f"problem '{problem.name}' has no solutions: name one with --solution PATH")
     request = _request(options, problem, [load.find_solution(name, problem.name) for name in names])
+    if request.output is not None and request.output.is_dir():
+        raise BadInput(f"-o '{request.output}' is a directory: name a .jsonl file")
     if options.dry_run:
         return _dry_run(request)
     outcome = pipeline.run(request, _watcher(request.device))

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from runner.load import BadInput
+
 
 class NoDevice(Exception):
     """No suitable device; one line that says what to do."""
@@ -45,7 +47,10 @@ def gpus() -> list[Gpu]:
 
 
 def choose(asked: str | None) -> str:
-    """Resolve `--device`: `cpu`, `cuda` or `cuda:N`; without a wish, a GPU if there is one."""
+    """Resolve `--device`: `cpu`, `cuda` or `cuda:N`; without a wish, a GPU if there is one.
+
+    Raises BadInput for other words and NoDevice for a GPU that is not there.
+    """
     found = gpus()
     if asked is None:
         return "cuda:0" if found else "cpu"
@@ -53,7 +58,7 @@ def choose(asked: str | None) -> str:
         return asked
     kind, _, number = asked.partition(":")
     if kind != "cuda" or (number and not number.isdigit()):
-        raise NoDevice(f"--device '{asked}': cpu, cuda or cuda:N")
+        raise BadInput(f"--device '{asked}': cpu, cuda or cuda:N")
     index = int(number or 0)
     if not found:
         raise NoDevice(

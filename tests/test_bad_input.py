@@ -243,21 +243,25 @@ def test_a_full_disk(
 
 
 DEVICES = {
-    "gpu": ([], "cpu, cuda or cuda:N"),
-    "cuda": ([], "no CUDA device; --device cpu"),
-    "cuda:0": ([], "no CUDA device; --device cpu"),
-    "cuda:1": ([devices.Gpu("NVIDIA H200", "GPU-0")], "cuda:0"),
-    "cuda:x": ([devices.Gpu("NVIDIA H200", "GPU-0")], "cpu, cuda or cuda:N"),
+    "gpu": (2, [], "cpu, cuda or cuda:N"),
+    "cuda": (4, [], "no CUDA device; --device cpu"),
+    "cuda:0": (4, [], "no CUDA device; --device cpu"),
+    "cuda:1": (4, [devices.Gpu("NVIDIA H200", "GPU-0")], "cuda:0"),
+    "cuda:x": (2, [devices.Gpu("NVIDIA H200", "GPU-0")], "cpu, cuda or cuda:N"),
 }
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_no_such_device(device: str, complain: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    there, part = DEVICES[device]
+    code, there, part = DEVICES[device]
     monkeypatch.setattr(devices, "gpus", lambda: there)
-    line = complain(4, "--problem", "convtranspose2d", "--device", device)
+    line = complain(code, "--problem", "convtranspose2d", "--device", device)
     assert f"--device '{device}'" in line
     assert part in line
+
+
+def test_an_output_that_is_a_directory(complain: Callable[..., str], tmp_path: Path) -> None:
+    assert "name a .jsonl file" in complain(2, *RUN, "-o", tmp_path)
 
 
 LAYER = """

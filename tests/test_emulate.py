@@ -1,0 +1,118 @@
+"""The interpreter's arithmetic, held against PyTorch's own conversions and a kernel of each kind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runner.contestant import emulate
+
+ROOT = Path(__file__).parents[1]
+floats = st.floats(width=32, allow_nan=False)
+
+
+@given(st.lists(floats, min_size=1, max_size=50))
+def test_fp32_rounds_to_bf16_as_pytorch_does(values: list[float]) -> None:
+    fp32 = torch.tensor(values, dtype=torch.float32)
+    rounded = emulate.fp32_to_bf16(fp32.numpy())
+    assert np.array_equal(rounded.view(np.int16), fp32.bfloat16().view(torch.int16).numpy())
+    assert np.array_equal(emulate.bf16_to_fp32(rounded), fp32.bfloat16().float().numpy())
+
+
+def test_nan_stays_nan_in_bf16() -> None:
+    # all mantissa bits set: rounding up would carry into the sign
+    values = np.array([0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001], dtype=np.uint32).view(np.float32)
+    assert np.isnan(emulate.bf16_to_fp32(emulate.fp32_to_bf16(values))).all()
+
+
+@given(st.lists(floats, min_size=1, max_size=50))
+def test_tf32_loses_less_than_a_unit_and_never_grows(values: list[float]) -> None:
+    fp32 = np.array(values, dtype=np.float32)
+    tf32 = emulate.truncate_to_tf32(fp32)
+    assert np.all(np.abs(tf32) <= np.abs(fp32))
+    normal = np.isfinite(fp32) & (np.abs(fp32) >= np.finfo(np.float32).smallest_normal)
+    exact, lossy = fp32[normal].astype(np.float64), tf32[normal].astype(np.float64)
+    assert np.all(np.abs(exact - lossy) < np.abs(exact) * 2.0**-10)
+    assert np.all(tf32.view(np.uint32) % 2**13 == 0)
+
+
+KERNELS = """
+import json
+import torch, triton
+import triton.language as tl
+from runner.contestant import emulate
+emulate.install()
+
+@triton.jit
+def dot_kernel(a, b, y, P: tl.constexpr):
+    o = tl.arange(0, 16)
+    i = o[:, None] * 16 + o[None, :]
+    tl.store(y + i, tl.dot(tl.load(a + i), tl.load(b + i), input_precision=P))
+
+@triton.jit
+def axpy_kernel(a, b, y):
+    o = tl.arange(0, 256)
+    x = tl.load(a + o) * tl.load(b + o) + tl.load(b + o)
+    tl.store(y + o, tl.where(x > 0, x, -x))
+
+@triton.autotune(configs=[triton.Config({"B": 32}), triton.Config({"B": 64})], key=["n"])
+@triton.jit
+def tuned_kernel(y, n, B: tl.constexpr):
+    o = tl.program_id(0) * B + tl.arange(0, B)
+    tl.store(y + o, B, mask=o < n)
+
+torch.manual_seed(1)
+a, b = torch.rand(16, 16) - 0.5, torch.rand(16, 16) - 0.5
+y = torch.empty(16, 16)
+def error(p, cast):
+    dot_kernel[(1,)](cast(a), cast(b), y, P=p)
+    exact = a.double() @ b.double()
+    return float((y.double() - exact).norm() / exact.norm())
+found = {"tf32": error("tf32", lambda t: t), "ieee": error("ieee", lambda t: t)}
+found["bf16"] = error("tf32", torch.Tensor.bfloat16)
+h, g = a.bfloat16(), b.bfloat16()
+z = torch.empty(256, dtype=torch.bfloat16)
+axpy_kernel[(1,)](h, g, z)
+found["axpy"] = torch.equal(z, (h * g + g).abs().flatten())
+t = torch.zeros(100)
+tuned_kernel[lambda m: (triton.cdiv(100, m["B"]),)](t, 100)
+found["tuned"] = t.unique().tolist()
+found["undecided"] = len(emulate.undecided)
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    # a process of its own: TRITON_INTERPRET counts when triton is imported
+    file = tmp_path_factory.mktemp("emulate") / "kernels.py"
+    file.write_text(KERNELS)
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, file], check=True, capture_output=True, text=True, env=environment)
+    loaded: dict[str, object] = json.loads(done.stdout)
+    return loaded
+
+
+def test_dots_have_the_errors_of_their_arithmetic(found: dict[str, float]) -> None:
+    # truncating both operands loses about 7e-4 on random data; rounding to bf16 about 2.8e-3
+    assert 4e-4 < found["tf32"] < 1e-3
+    assert found["ieee"] < 1e-6
+    assert 1e-3 < found["bf16"] < 5e-3
+
+
+def test_bf16_arithmetic_is_that_of_pytorch(found: dict[str, object]) -> None:
+    assert found["axpy"] is True
+
+
+def test_an_autotuned_kernel_takes_its_first_configuration_and_says_so(found: dict[str, object]) -> None:
+    assert found["tuned"] == [32.0]
+    assert found["undecided"] == 1
