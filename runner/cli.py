@@ -72,7 +72,7 @@ def _code_of(error: Exception) -> int | None:
 
 def _with_command(arguments: list[str]) -> list[str]:
     """`run` may be left out: `python -m runner --problem NAME`."""
-    commands = ("run", "list", "check", "import", "leaderboard", "prompt")
+    commands = ("run", "list", "check", "import", "leaderboard", "prompt", "explain")
     plain = arguments and (arguments[0] in commands or arguments[0] in ("-h", "--help", "--version"))
     return arguments if plain else ["run", *arguments]
 
@@ -99,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     importing.set_defaults(command=_import)
     _add_leaderboard(commands.add_parser("leaderboard", help="rank what is recorded"))
     _add_prompt(commands.add_parser("prompt", help="a page for whoever wants to do better"))
+    _add_explain(commands.add_parser("explain", help="launches on a card that need not be there"))
     return parser
 
 
@@ -121,7 +122,7 @@ def _add_cells(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", metavar="cpu|cuda:N", help="default: a GPU if there is one")
     parser.add_argument(
-        "--card", metavar="NAME", help="GPU that the sweep `waves` is placed for (default: the device's)"
+        "--card", metavar="NAME", help="GPU that the sweep `waves` is placed for (default: rtx4090)"
     )
     parser.add_argument(
         "--timeout",
@@ -188,6 +189,26 @@ def _add_prompt(parser: argparse.ArgumentParser) -> None:
         help="hold a model's reply against the output rules, as JSON; correctness is for `check`",
     )
     parser.set_defaults(command=_prompt)
+
+
+def _add_explain(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--problem", required=True, metavar="NAME|PATH")
+    parser.add_argument(
+        "--solution", action="append", default=[], metavar="NAME|PATH", help="default: all of the problem"
+    )
+    parser.add_argument(
+        "--shapes", action="append", default=[], metavar="SWEEP|LABEL|k=v,...", help="default: kernelbench"
+    )
+    parser.add_argument("--dtype", default="fp32", metavar="LIST", help="default: %(default)s")
+    parser.add_argument("--math", default="tf32", metavar="LIST", help="default: %(default)s")
+    parser.add_argument(
+        "--card", action="append", default=[], metavar="NAME", help="several stand side by side"
+    )
+    parser.add_argument(
+        "--timeout", type=_positive, default=120.0, metavar="S", help="for one cell on one card"
+    )
+    parser.add_argument("--format", choices=FORMATS, default="table")
+    parser.set_defaults(command=_explain)
 
 
 def _positive(text: str) -> float:
@@ -345,6 +366,27 @@ def _technique(solution: Solution) -> str:
     return read_header(solution.source).technique or "(no docstring)"
 
 
+def _explain(options: argparse.Namespace) -> int:
+    from runner import cards, explain, explain_table, load, pipeline  # noqa: PLC0415 - `--help` need not pay
+
+    problem = load.find_problem(options.problem)
+    names = options.solution or load.solution_names(problem.name)
+    if not names:
+        raise BadInput(f"problem '{problem.name}' has no solutions: name one with --solution PATH")
+    solutions = [load.find_solution(name, problem.name) for name in names]
+    chosen = list(dict.fromkeys(options.card or [pipeline.TARGET_CARD]))
+    for name in chosen:
+        if name not in cards.card_names():
+            raise load.unknown("card", name, cards.card_names())
+    targets = [cards.load_card(name) for name in chosen]
+    dtypes, maths = _choices("dtype", options.dtype, DTYPES), _choices("math", options.math, MATHS)
+    shapes = options.shapes or ["kernelbench"]
+    cells = pipeline.plan_cells(problem, shapes, dtypes, maths, "cpu", targets[0].sms)
+    reports = explain.explain(problem, solutions, cells, targets, options.timeout)
+    print(explain_table.render(reports, options.format))
+    return EXIT_FAILED if any("error" in report for report in reports) else EXIT_DONE
+
+
 def _check(options: argparse.Namespace) -> int:
     """Findings and correctness; records go to a folder that is thrown away."""
     from tempfile import TemporaryDirectory  # noqa: PLC0415 - `--help` need not pay
@@ -413,12 +455,12 @@ def _leaderboard(options: argparse.Namespace) -> int:
 
 
 def _prompt(options: argparse.Namespace) -> int:
-    from runner import load, prompt  # noqa: PLC0415 - `--help` need not pay
+    from runner import answer, load, prompt  # noqa: PLC0415 - `--help` need not pay
 
     if options.answer:
-        answer = prompt.judge_answer(load.read_source(options.answer))
-        print(json.dumps(answer, indent=1))
-        return EXIT_FAILED if answer["refused"] else EXIT_DONE
+        judged = answer.judge(load.read_source(options.answer))
+        print(json.dumps(judged, indent=1))
+        return EXIT_FAILED if judged["refused"] else EXIT_DONE
     missing = [name for name in ("problem", "solution", "stage") if getattr(options, name) is None]
     if missing:
         raise BadInput(f"a prompt needs --{', --'.join(missing)}")
