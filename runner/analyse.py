@@ -175,12 +175,12 @@ def _block_interval(ratios: Ratios) -> tuple[float, float]:
     """Return the 95 % t interval of the medians of successive blocks."""
     blocks = len(ratios) // BLOCK_ROUNDS
     medians = np.median(ratios[: blocks * BLOCK_ROUNDS].reshape(blocks, BLOCK_ROUNDS), axis=1)
-    reach = _t_quantile(blocks - 1) * float(medians.std(ddof=1)) / math.sqrt(blocks)
+    reach = t_quantile(blocks - 1) * float(medians.std(ddof=1)) / math.sqrt(blocks)
     centre = float(medians.mean())
     return centre - reach, centre + reach
 
 
-def _t_quantile(freedom: int) -> float:
+def t_quantile(freedom: int) -> float:
     """Return Student's t at 97.5 %: Abramowitz and Stegun 26.7.5, within 1 % from 3 degrees of freedom on."""
     z = 1.959964
     terms: tuple[float, ...] = (

@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(
         commands.add_parser("run", help="check and time solutions (the default command)", epilog=_EPILOG)
     )
-    listing = commands.add_parser("list", help="problems, sweeps, solutions, baselines, cards")
+    listing = commands.add_parser("list", help="problems, sweeps, solutions, baselines, cards, stages")
     listing.set_defaults(command=_list)
     checking = commands.add_parser("check", help="lint and correctness of one file, nothing is recorded")
     checking.add_argument("file", metavar="FILE")
@@ -288,13 +288,12 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _verdict(outcome: Outcome) -> int:
-    from runner.schema import Status  # noqa: PLC0415 - beside its use
+    from runner.schema import HARMLESS, Status  # noqa: PLC0415 - beside its use
 
     statuses = {r.status for r in outcome.records}
     if Status.ERROR in statuses:
         return EXIT_HARNESS
-    harmless = {Status.PASS, Status.NOT_COVERED, Status.UNSUPPORTED}
-    return EXIT_DONE if statuses <= harmless else EXIT_FAILED
+    return EXIT_DONE if statuses <= set(HARMLESS) else EXIT_FAILED
 
 
 def _dry_run(request: Request) -> int:
@@ -345,7 +344,7 @@ def _plain_progress(event: Event) -> None:
 
 
 def _list(_: argparse.Namespace) -> int:
-    from runner import cards, load, pipeline  # noqa: PLC0415 - `--help` need not pay
+    from runner import cards, load, pipeline, stages  # noqa: PLC0415 - `--help` need not pay
 
     sms = cards.load_card(pipeline.TARGET_CARD).sms
     for name in load.problem_names():
@@ -357,6 +356,7 @@ def _list(_: argparse.Namespace) -> int:
             print(f"  solution {solution}: {_technique(load.find_solution(solution, name))}")
     print(f"baselines: {', '.join(load.baseline_names())}")
     print(f"cards: {', '.join(cards.card_names())}")
+    print(f"stages: {', '.join(stages.stage_names())}")
     return EXIT_DONE
 
 

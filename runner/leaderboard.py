@@ -15,16 +15,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from runner import cards, load, record
-from runner.analyse import _t_quantile, compare
+from runner.analyse import compare, t_quantile
 from runner.pipeline import DEFAULT_SWEEPS, TARGET_CARD
-from runner.schema import PROTOCOL, Comparison, Record, Status, digest
+from runner.schema import HARMLESS, PROTOCOL, Comparison, Record, Status, digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-#: What says nothing against a solution on a shape outside the committed sweeps.
-HARMLESS = (Status.PASS, Status.NOT_COVERED, Status.UNSUPPORTED, Status.ERROR)
 #: Student's t wants this many cells; fewer have the geometric means of their own bounds as interval.
 MIN_CELLS = 4
 LAUNCH_BOUND = "launch_bound"
@@ -115,7 +113,7 @@ def geometric_mean(speedups: Iterable[Comparison]) -> Mean:
         low = statistics.fmean(math.log(one.low) for one in cells)
         high = statistics.fmean(math.log(one.high) for one in cells)
     else:
-        reach = _t_quantile(len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
+        reach = t_quantile(len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
         low, high = centre - reach, centre + reach
     return Mean(math.exp(centre), math.exp(low), math.exp(high))
 

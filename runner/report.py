@@ -48,7 +48,7 @@ def table(records: Iterable[Record], fmt: str = "table") -> str:
     if fmt == "json":
         return json.dumps(rows, indent=1)
     if fmt == "csv":
-        return _csv(rows)
+        return to_csv(rows)
     return _per_group(rows, lambda group: [_line(one) for one in group], fmt)
 
 
@@ -147,7 +147,7 @@ def _line(facts: Row) -> Line:
     if facts["card"] == "cpu":
         return {
             **shared,
-            "error": reason or f"{_figures(facts['error_of_budget'])} of budget",
+            "error": reason or f"{figures(facts['error_of_budget'])} of budget",
             "KernelBench": show("kernelbench_close", lambda close: "yes" if close else "no"),
             "launches": show("launches", lambda launches: launches or "none seen"),
             "flags": flags,
@@ -157,19 +157,19 @@ def _line(facts: Row) -> Line:
         "time_us": show("time_us", "{:.2f}".format),
         "best": show("best_us", lambda best_us: f"{facts['best']} {best_us:.2f}"),
         "speedup": reason or _interval(facts),
-        "eager": show("speedup_eager", lambda speedup: f"{_figures(speedup)}x"),
+        "eager": show("speedup_eager", lambda speedup: f"{figures(speedup)}x"),
         "bound": show("share_of_bound", "{:.0%}".format),
-        "error": show("error_of_budget", _figures),
+        "error": show("error_of_budget", figures),
         "flags": flags,
     }
 
 
 def _interval(facts: Row) -> str:
-    speedup, low, high = (_figures(facts[name]) for name in ("speedup", "low", "high"))
+    speedup, low, high = (figures(facts[name]) for name in ("speedup", "low", "high"))
     return f"{speedup} [{low}, {high}] {facts['verdict']}"
 
 
-def _figures(value: float) -> str:
+def figures(value: float) -> str:
     """Write a ratio with two decimals, or with two figures where decimals would hide it."""
     return f"{value:.2f}" if 0.1 <= value < 1e5 or value == 0 else f"{value:.2g}"
 
@@ -206,7 +206,7 @@ def _mean_speedup(cells: list[Row], passed: int) -> str:
         return f"unranked: {len(cells) - passed} of {len(cells)} did not pass"
     if not ranked or len(timed) < len(ranked):
         return f"unranked: {len(timed)} of {len(ranked)} compared{apart}"
-    return f"{_figures(statistics.geometric_mean(timed))} ({len(timed)} of {len(ranked)}{apart})"
+    return f"{figures(statistics.geometric_mean(timed))} ({len(timed)} of {len(ranked)}{apart})"
 
 
 def _per_group(rows: list[Row], lines: Callable[[list[Row]], list[Line]], fmt: str) -> str:
@@ -215,11 +215,12 @@ def _per_group(rows: list[Row], lines: Callable[[list[Row]], list[Line]], fmt: s
     for one in rows:
         title = f"{one['problem']} on {one['card']}, protocol {one['protocol']}"
         groups.setdefault(_printable(title), []).append(one)
-    rendered = [f"{title}\n\n{_render(lines(group), fmt)}" for title, group in groups.items()]
+    rendered = [f"{title}\n\n{render(lines(group), fmt)}" for title, group in groups.items()]
     return "\n\n".join(rendered) or "no records"
 
 
-def _render(lines: list[Line], fmt: str) -> str:
+def render(lines: list[Line], fmt: str) -> str:
+    """Draw lines as a table that fits a terminal, or as one for GitHub; texts are made harmless first."""
     from tabulate import tabulate  # noqa: PLC0415 -- 38 ms that `--help` need not pay
 
     lines = [{column: _printable(text) for column, text in line.items()} for line in lines]
@@ -256,7 +257,7 @@ def _printable(text: str) -> str:
     return "".join(char if char.isprintable() else "?" for char in text)
 
 
-def _csv(rows: list[Row]) -> str:
+def to_csv(rows: list[Row]) -> str:
     """Return a header and a line per row; lists are joined, and `ABSENT` marks what a row does not have."""
     columns = list(dict.fromkeys(column for one in rows for column in one))
     text = io.StringIO()

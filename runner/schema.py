@@ -41,6 +41,10 @@ class Status(StrEnum):
     ERROR = "ERROR"
 
 
+#: Statuses that say nothing against a solution.
+HARMLESS = (Status.PASS, Status.NOT_COVERED, Status.UNSUPPORTED, Status.ERROR)
+
+
 class Verdict(StrEnum):
     """What an interval supports about a speed-up."""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from runner.leaderboard import Board, Entry, Mean, geometric_mean
 from runner.load import BadInput, read_source, unknown
-from runner.report import ABSENT, _csv, _figures, _render
+from runner.report import ABSENT, figures, render, to_csv
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -37,7 +37,7 @@ def show(boards: Sequence[Board], fmt: str = "table", by: str | None = None) -> 
     if fmt in ("json", "csv"):
         entry_rows = _cells if by == "shape" else _facts
         rows = [row for board in boards for row in entry_rows(board)]
-        return json.dumps(rows, indent=1) if fmt == "json" else _csv(rows)
+        return json.dumps(rows, indent=1) if fmt == "json" else to_csv(rows)
     if by == "dtype":
         return _join(_by_dtype(boards), fmt)
     lines = _shape_lines if by == "shape" else _lines
@@ -85,7 +85,7 @@ def _join(tables: dict[str, list[Line]], fmt: str, notes: dict[str, list[str]] |
     heading = "### " if fmt == "github" else ""
     parts = []
     for title, lines in tables.items():
-        parts += [f"{heading}{title}", _render(lines, fmt), *((notes or {}).get(title) or ())]
+        parts += [f"{heading}{title}", render(lines, fmt), *((notes or {}).get(title) or ())]
     return "\n\n".join(parts) or "no records"
 
 
@@ -109,9 +109,9 @@ def _line(place: int | None, entry: Entry, cells: int) -> Line:
         "solution": entry.solution,
         "speedup": _mean(entry),
         "cells": str(passed) if entry.stale else f"{passed} of {cells}",
-        "launch-bound": f"{len(apart)} at {_figures(geometric_mean(apart).speedup)}" if apart else "0",
+        "launch-bound": f"{len(apart)} at {figures(geometric_mean(apart).speedup)}" if apart else "0",
         "fast_1": f"{_fast(entry)} of {len(entry.compared)}",
-        "worst": f"{_figures(entry.compared[worst].speedup)} {worst}" if worst else ABSENT,
+        "worst": f"{figures(entry.compared[worst].speedup)} {worst}" if worst else ABSENT,
         "bound": f"{statistics.median(entry.bound_shares):.0%}" if entry.bound_shares else ABSENT,
         "flags": ", ".join(f"{count} {flag}" for flag, count in entry.flags.items()) or ABSENT,
         "author": entry.author or ABSENT,
@@ -227,7 +227,7 @@ def _mean(entry: Entry) -> str:
 
 
 def _interval(mean: Mean | Comparison) -> str:
-    return f"{_figures(mean.speedup)} [{_figures(mean.low)}, {_figures(mean.high)}]"
+    return f"{figures(mean.speedup)} [{figures(mean.low)}, {figures(mean.high)}]"
 
 
 def _fast(entry: Entry) -> int:

@@ -1,0 +1,195 @@
+"""What an answer to a prompt has to keep to: one table for the prompt's words and for lint's findings.
+
+These rules bind only where they are asked for; a file for `solutions/` may have constants and helpers.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from runner.launches import LAUNCH_OPTIONS, Kernel, Launch, is_kernel, kernels, launches
+from runner.lint import ERROR, Finding, Rule, imported_names
+
+if TYPE_CHECKING:
+    from runner.lint import Aliases
+
+IMPORTS = ("torch", "torch.nn", "triton", "triton.language")
+KINDS = ("an import", "a kernel", "a wrapper", "ModelNew")
+MAX_GRID_RANK = 3
+
+
+@dataclass(frozen=True)
+class OutputRule:
+    """A rule as the prompt's `section` words it; `check` is None where lint has it for every solution."""
+
+    name: str
+    section: str
+    text: str
+    check: Rule | None
+
+
+def _in_order(tree: ast.Module) -> Iterator[Finding]:
+    aliases = imported_names(tree)
+    latest = 0
+    for node in tree.body:
+        kind = _kind(node, aliases)
+        if kind is not None and kind < latest:
+            yield Finding(node.lineno, "order", ERROR, f"{KINDS[kind]} after {KINDS[latest]}")
+        latest = max(latest, kind or 0)
+
+
+def _nothing_else(tree: ast.Module) -> Iterator[Finding]:
+    aliases = imported_names(tree)
+    for index, node in enumerate(tree.body):
+        is_docstring = index == 0 and ast.get_docstring(tree) is not None
+        if not is_docstring and _kind(node, aliases) is None and not _is_test(node):
+            message = "neither an import, a kernel, a wrapper nor ModelNew"
+            yield Finding(node.lineno, "nothing-else", ERROR, message)
+
+
+def _imports_all(tree: ast.Module) -> Iterator[Finding]:
+    imported = set(imported_names(tree).values())
+    for module in IMPORTS:
+        if module not in imported:
+            yield Finding(1, "imports", ERROR, f"{module} is not imported")
+    if "triton.language" in imported and imported_names(tree).get("tl") != "triton.language":
+        yield Finding(1, "imports", ERROR, "triton.language is not imported as tl")
+
+
+def _leaves_tests(tree: ast.Module) -> Iterator[Finding]:
+    for node in filter(_is_test, tree.body):
+        yield Finding(node.lineno, "no-tests", ERROR, "tests and inputs belong to the harness")
+
+
+def _grids_are_static(tree: ast.Module) -> Iterator[Finding]:
+    for launch in launches(tree):
+        if launch.grid.rank is None:
+            message = "no static rank: write the grid as a tuple, or as a lambda that returns one"
+            yield Finding(launch.line, "grid-rank", ERROR, message)
+        elif launch.grid.rank > MAX_GRID_RANK:
+            message = f"{launch.grid.rank} dimensions, at most {MAX_GRID_RANK} exist"
+            yield Finding(launch.line, "grid-rank", ERROR, message)
+
+
+def _ids_match_grids(tree: ast.Module) -> Iterator[Finding]:
+    for launch, kernel in _launched(tree):
+        rank = launch.grid.rank
+        if kernel.axes is None:
+            message = f"{kernel.name} asks for a program_id whose axis is no literal"
+            yield Finding(launch.line, "program-ids", ERROR, message)
+        elif rank is not None and rank <= MAX_GRID_RANK and kernel.axes != set(range(rank)):
+            axes = ", ".join(map(str, sorted(kernel.axes))) or "none"
+            message = f"a grid of {rank} dimensions, but {kernel.name} uses program ids {axes}"
+            yield Finding(launch.line, "program-ids", ERROR, message)
+
+
+def _tunes_one_kind(tree: ast.Module) -> Iterator[Finding]:
+    for kernel in kernels(tree).values():
+        if kernel.tuning and _blocks(kernel.tuning.varied) and kernel.tuning.varied & LAUNCH_OPTIONS:
+            both = ", ".join(sorted(kernel.tuning.varied))
+            yield Finding(kernel.tuning.line, "tune-one-kind", ERROR, f"{both} are tuned together")
+
+
+def _tuned_grids_are_functions(tree: ast.Module) -> Iterator[Finding]:
+    for launch, kernel in _launched(tree):
+        tuned = _blocks(kernel.tuning.names) if kernel.tuning else []
+        if tuned and not launch.grid.of_meta:
+            message = f"{', '.join(tuned)} are autotuned: grid = lambda META: (...)"
+            yield Finding(launch.line, "lambda-grid", ERROR, message)
+
+
+def _blocks_once(tree: ast.Module) -> Iterator[Finding]:
+    for launch, kernel in _launched(tree):
+        places = {
+            "the launch": launch.constants,
+            "the kernel": kernel.constants,
+            "its autotuner": kernel.tuning.names if kernel.tuning else frozenset(),
+        }
+        for name in _blocks(frozenset().union(*places.values())):
+            where = [place for place, names in places.items() if name in names]
+            if len(where) > 1:
+                yield Finding(launch.line, "block-once", ERROR, f"{name} is set by {' and by '.join(where)}")
+
+
+OUTPUT_RULES = (
+    OutputRule(
+        "order",
+        "output",
+        "Keep exactly this order:\n"
+        "   1. imports: torch, torch.nn, triton, triton.language as tl\n"
+        "   2. kernel functions, each under @triton.jit\n"
+        "   3. wrapper functions, which compute the grid and launch the kernels\n"
+        "   4. class ModelNew(nn.Module), which calls your kernels",
+        _in_order,
+    ),
+    OutputRule("imports", "output", "All four imports are there.", _imports_all),
+    OutputRule(
+        "nothing-else", "output", "Nothing else at module level, but for a docstring on top.", _nothing_else
+    ),
+    OutputRule(
+        "no-tests",
+        "output",
+        "Leave out testing code, if __name__, get_inputs and get_init_inputs.",
+        _leaves_tests,
+    ),
+    OutputRule(
+        "no-model", "output", "ModelNew is there, with the constructor and forward of the current code.", None
+    ),
+    OutputRule("library", "output", "Calls to a library's convolutions and matmuls are reported.", None),
+    OutputRule(
+        "grid-rank", "safety", "A grid has at most 3 dimensions and a static rank.", _grids_are_static
+    ),
+    OutputRule(
+        "program-ids",
+        "safety",
+        "grid=(G0, G1, G2) matches tl.program_id(0/1/2): as many program ids as dimensions.",
+        _ids_match_grids,
+    ),
+    OutputRule(
+        "tune-one-kind",
+        "autotune",
+        "Autotune either BLOCK_* or (num_warps, num_stages), not both.",
+        _tunes_one_kind,
+    ),
+    OutputRule(
+        "lambda-grid",
+        "autotune",
+        "Where BLOCK_* are autotuned, write grid=lambda META: (...).",
+        _tuned_grids_are_functions,
+    ),
+    OutputRule(
+        "block-once",
+        "autotune",
+        "Set each BLOCK_* in one place: never in both kernel and launch.",
+        _blocks_once,
+    ),
+)
+CHECKS = tuple(rule.check for rule in OUTPUT_RULES if rule.check)
+
+
+def _kind(node: ast.stmt, aliases: Aliases) -> int | None:
+    """Place a statement in the order of `KINDS`; None for what has no place in it."""
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return 0
+    if isinstance(node, ast.FunctionDef) and not _is_test(node):
+        return 1 if is_kernel(node, aliases) else 2
+    return 3 if isinstance(node, ast.ClassDef) and node.name == "ModelNew" else None
+
+
+def _is_test(node: ast.stmt) -> bool:
+    if isinstance(node, ast.If):
+        return any(isinstance(name, ast.Name) and name.id == "__name__" for name in ast.walk(node.test))
+    name = node.name if isinstance(node, ast.FunctionDef) else ""
+    return name in {"get_inputs", "get_init_inputs"} or name.startswith("test")
+
+
+def _launched(tree: ast.Module) -> Iterator[tuple[Launch, Kernel]]:
+    known = kernels(tree)
+    return ((launch, known[launch.kernel]) for launch in launches(tree))
+
+
+def _blocks(names: frozenset[str]) -> list[str]:
+    return sorted(name for name in names if name.startswith("BLOCK"))

@@ -1,0 +1,379 @@
+"""The page carries every fact of the case it was modelled on; replies are judged by the rules it prints."""
+
+from __future__ import annotations
+
+import json
+import string
+import subprocess
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+
+from runner import answer, cli, lint, load, prompt, record, stages
+from runner.cards import card_names, load_card
+from runner.guidance import guidance
+from runner.output_rules import OUTPUT_RULES
+from runner.schema import PROTOCOL, SCHEMA, Cell, Failed, Record, Status
+
+ROOT = Path(__file__).parents[1]
+#: A kernel profiled on an RTX 4090: KernelBench's problem 81 in 64x64 tiles.
+PROFILE = {
+    "conv_transpose2d_kernel": {
+        "sm__throughput.avg.pct_of_peak_sustained_elapsed": 51.35,
+        "launch__grid_size": 50721,
+        "sm__warps_active.avg.pct_of_peak_sustained_active": 16.6,
+        "dram__throughput.avg.pct_of_peak_sustained_elapsed": 9.76,
+        "lts__t_sector_hit_rate.pct": 99.49,
+    }
+}
+#: Public lists of metrics still have it, but no chip since Volta does.
+DEAD = "smsp__warp_issue_stalled_memory_dependency_per_warp_active.pct"
+#: What a page has to say, each as the words that stand there on one line.
+FACTS = {
+    "card": [
+        *(
+            "4090",
+            "Architecture: Ada Lovelace",
+            "Compute capability: 8.9",
+            "SMs: 128",
+            "bandwidth: 1008 GB/s",
+        ),
+        *("TF32 Tensor Core TFLOPS: 82.6, dense", "BF16 Tensor Core TFLOPS: 165.2, dense"),
+        *("FP16 Tensor Core TFLOPS: 165.2, dense", "Registers per thread, at most: 255"),
+        *("Threads per block, at most: 1024", "Threads per SM, at most: 1536", "Warp size: 32"),
+        *("Warps per SM, at most: 48", "Shared memory per SM: 100 KB", "memory per block, at most: 99 KB"),
+        "L2 cache, shared by all SMs: 72 MB",
+    ],
+    "guidance": [
+        *("Conv2D, Conv3D", "Slower than PyTorch?", "(for kh: for kw: ...)", "low compute density"),
+        *("implicit GEMM", "(N*OH*OW, OC) in 2D", "(N*OD*OH*OW, OC) in 3D", "(OC, IC*KH*KW) in 2D"),
+        *(
+            "(OC, IC*KD*KH*KW) in 3D",
+            "IC * kernel_elements",
+            "tiles of BLOCK_K",
+            "(output_pos, k_offset) on the fly",
+        ),
+        *("tl.dot()", "Tensor Cores", "for k in range(0, K, BLOCK_K):", "decode k -> (ic, kd, kh, kw)"),
+        *("input address = output position + kernel offset", "input tile [BLOCK_M, BLOCK_K]"),
+        *("weight tile [BLOCK_K, BLOCK_N]", "acc += tl.dot(a_tile, b_tile)"),
+    ],
+    "stage": [
+        *("Focus: grid layout and parallelism", "sm__throughput.avg.pct_of_peak_sustained_elapsed (> 60 %)"),
+        *("- launch__grid_size", "1D: (cdiv(N, BLOCK))", "2D: (cdiv(M, BLOCK_M), cdiv(N, BLOCK_N))"),
+        *("3D: (batch, cdiv(M, BLOCK_M), cdiv(N, BLOCK_N))", "flatten only those that are independent"),
+        *("batch, head or expert before making BLOCK smaller", "only if SM utilisation is clearly low"),
+    ],
+    "safety": [
+        *("at most 3 dimensions and a static rank", "grid=(G0, G1, G2) matches tl.program_id(0/1/2)"),
+        "If unsure about correctness, do not change the grid",
+    ],
+    "autotune": [
+        *("either BLOCK_* or (num_warps, num_stages)", "grid=lambda META: (...)"),
+        "never in both kernel and launch",
+    ],
+    "profile": [
+        *PROFILE,
+        *(f'"{name}": {value}' for name, value in PROFILE["conv_transpose2d_kernel"].items()),
+    ],
+    "task": ["**Task**: Read the metrics and the code", "performs best"],
+    "output": [
+        *("exactly this order", "1. imports: torch, torch.nn, triton, triton.language as tl"),
+        *("2. kernel functions, each under @triton.jit", "3. wrapper functions", "launch the kernels"),
+        *("4. class ModelNew(nn.Module), which calls your kernels", "testing code, if __name__"),
+        *("get_inputs and get_init_inputs", "```python\n# <optimized Triton code>\n```"),
+    ],
+}
+
+
+@pytest.fixture
+def profile(tmp_path: Path) -> Path:
+    file = tmp_path / "profile.json"
+    file.write_text(json.dumps({"device": "rtx4090", "metrics": PROFILE}))
+    return file
+
+
+def page(stage: str = "grid", *arguments: str | Path, solution: str = "gather_gemm") -> str:
+    """Return what the command prints."""
+    command = [sys.executable, "-m", "runner", "prompt", "--problem", "convtranspose2d", "--stage", stage]
+    command += ["--solution", solution, *map(str, arguments)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, timeout=60)
+    assert said.stderr == ""
+    return said.stdout
+
+
+@pytest.fixture
+def modelled(profile: Path) -> str:
+    return page("grid", "--card", "rtx4090", "--profile", profile, "--shapes", "kernelbench/81")
+
+
+def test_the_page_carries_every_fact_of_its_model(modelled: str) -> None:
+    missing = [fact for facts in FACTS.values() for fact in facts if fact not in modelled]
+    assert missing == []
+    assert (ROOT / "solutions/convtranspose2d/gather_gemm.py").read_text().rstrip() in modelled
+    assert "batch=16 in_channels=32 out_channels=64 height=64 width=128 kernel_size=3 stride=5" in modelled
+    assert "not measured" not in modelled
+
+
+def test_the_sections_stand_in_the_order_of_the_model(modelled: str) -> None:
+    headings = (
+        "# Target GPU",
+        "# Algorithm",
+        "[OPTIMIZATION STAGE]",
+        "Metrics:",
+        "Rules:",
+        "Safety:",
+        "Autotune:",
+        "[CURRENT CODE]",
+        "[NCU PROFILING METRICS]",
+        "**Task**",
+        "OUTPUT RULES (STRICT):",
+    )
+    lines = modelled.splitlines()
+    places = [next(n for n, line in enumerate(lines) if line.startswith(heading)) for heading in headings]
+    assert places == sorted(places)
+
+
+def values(stage: stages.Stage) -> dict[str, str]:
+    problem = load.find_problem("convtranspose2d")
+    solution = load.find_solution("gather_gemm", problem.name)
+    return prompt.values(problem, solution, stage, load_card("rtx4090"), (), None, ROOT / "results")
+
+
+def test_every_placeholder_is_filled_and_every_value_has_its_place() -> None:
+    names = [name for _, name, _, _ in string.Formatter().parse(prompt.PAGE) if name is not None]
+    assert sorted(names) == sorted(values(stages.load_stage("grid")))
+
+
+def test_every_field_of_a_stage_is_shown() -> None:
+    marks = {
+        "focus": "the focus",
+        "metrics": (stages.Metric("the_metric", "the target"),),
+        "rules": ("the rule",),
+        "safety": ("the safety",),
+    }
+    assert set(marks) == {field.name for field in fields(stages.Stage)}
+    text = prompt.PAGE.format(**values(stages.Stage(**marks)))
+    for mark in ("the focus", "the_metric (the target)", "- the rule", "- the safety"):
+        assert mark in text
+
+
+@pytest.mark.parametrize("name", stages.stage_names())
+def test_a_stage_is_complete_and_asks_for_no_dead_metric(name: str) -> None:
+    stage = stages.load_stage(name)
+    assert stage.focus
+    assert stage.rules
+    assert stage.safety
+    assert any(metric.target for metric in stage.metrics)
+    names = [metric.name for metric in stage.metrics]
+    assert len(set(names)) == len(names)
+    assert DEAD not in names
+    text = prompt.PAGE.format(**values(stage))
+    for metric in names:
+        assert f"{metric}: not measured" in text
+
+
+def test_the_stages_are_those_of_the_folder() -> None:
+    assert stages.stage_names() == ("grid", "memory", "pipelining", "tiling")
+
+
+@pytest.mark.parametrize("name", card_names())
+def test_every_card_fills_the_page(name: str) -> None:
+    card = load_card(name)
+    problem = load.find_problem("convtranspose2d")
+    solution = load.find_solution("gather_gemm", problem.name)
+    text = prompt.page(problem, solution, stages.load_stage("grid"), card)
+    assert f"SMs: {card.sms}\n" in text
+    assert "kernelbench/57" in text
+
+
+def test_only_operators_that_the_code_names_get_guidance() -> None:
+    for layer in ("Conv2d", "Conv3d", "ConvTranspose2d", "ConvTranspose3d"):
+        assert "implicit GEMM" in guidance(f"import torch.nn as nn\nlayer = nn.{layer}(1, 1, 3)")
+    assert guidance('"""Not nn.Conv2d."""\nlayer = nn.Linear(1, 1)  # nn.Conv2d') == ""
+
+
+def test_a_stages_metric_that_was_not_measured_is_marked(profile: Path) -> None:
+    text = page("tiling", "--profile", profile, "--shapes", "kernelbench/81")
+    assert "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active: not measured" in text
+    assert "sm__warps_active.avg.pct_of_peak_sustained_active: not measured" not in text
+    assert '"sm__warps_active.avg.pct_of_peak_sustained_active": 16.6' in text
+
+
+def a_failure(place: str, reason: str, detail: str = "", **changes: object) -> Record:
+    problem = load.find_problem("convtranspose2d")
+    sweep, label = place.split("/")
+    one = Record(
+        schema=SCHEMA,
+        protocol=PROTOCOL,
+        time_utc="2026-01-02T00:00:00+00:00",
+        problem=problem.name,
+        problem_digest=problem.digest,
+        solution="gather_gemm",
+        solution_digest=load.find_solution("gather_gemm", problem.name).digest,
+        technique="",
+        author="",
+        runner_digest="",
+        cell=Cell(sweep, label, {}, "fp16", "tf32"),
+        card="cpu",
+        environment={},
+        entropy="",
+        status=Status.WRONG,
+        failed=Failed(Status.WRONG, "check", reason, detail),
+        checked=None,
+        timed=None,
+        comparisons=(),
+        roofline={},
+        waves=(),
+        flags=(),
+    )
+    return replace(one, **changes)
+
+
+def test_what_failed_last_time_is_told_once_for_this_code(tmp_path: Path) -> None:
+    path = record.results_path(tmp_path, "cpu", "convtranspose2d", "gather_gemm")
+    assert "This code has not been run." in page("grid", "--results", tmp_path)
+    for one in (
+        a_failure("smoke/a", "row 3 differs", "first line\nlast line"),
+        a_failure("smoke/b", "row 3 differs"),
+        a_failure("smoke/c", "of another text", solution_digest="0" * 64),
+        a_failure("smoke/d", "no fault", status=Status.ERROR, failed=Failed(Status.ERROR, "judge", "died")),
+    ):
+        record.append(path, one)
+    text = page("grid", "--results", tmp_path)
+    assert "- smoke/a fp16 and 1 more: WRONG: row 3 differs\n    first line\n    last line\n" in text
+    assert "of another text" not in text
+    assert "died" not in text
+
+
+def test_code_with_fences_stays_inside_its_fence(tmp_path: Path) -> None:
+    file = tmp_path / "fenced.py"
+    file.write_text('"""Technique.\n\n```\nexample\n```\n"""\nclass ModelNew: ...\n')
+    text = page("grid", "--results", tmp_path, solution=str(file))
+    assert f"````python\n{file.read_text().rstrip()}\n````" in text
+
+
+def test_a_foreign_problem_has_a_page(tmp_path: Path) -> None:
+    problem = tmp_path / "81_theirs.py"
+    problem.write_text("class Model: ...\ndef get_inputs(): ...\ndef get_init_inputs(): ...\n")
+    solution = load.find_solution("gather_gemm", "convtranspose2d")
+    text = prompt.page(
+        load.find_problem(str(problem)),
+        solution,
+        stages.load_stage("grid"),
+        load_card("h200"),
+        results=tmp_path,
+    )
+    assert "- kernelbench/81_theirs\n" in text
+    assert "# Algorithm" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"--stage": "gird"}, "did you mean grid"),
+        ({"--card": "rtx4080"}, "did you mean rtx4090"),
+        ({"--shapes": "kernelbench/80"}, "unknown sweep or shape"),
+        ({"--solution": "gather"}, "did you mean gather_gemm"),
+        ({"--stage": None}, "a prompt needs --stage"),
+        ({"--stage": None, "--solution": None}, "a prompt needs --solution, --stage"),
+        ({"--profile": "absent.json"}, "cannot read 'absent.json'"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: dict[str, str | None], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {"--problem": "convtranspose2d", "--solution": "gather_gemm", "--stage": "grid"} | arguments
+    words_given = [word for name, value in given.items() if value is not None for word in (name, value)]
+    assert cli.main(["prompt", *words_given]) == cli.EXIT_USAGE
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"metrics": []}',
+        '{"metrics": {"k": 1}}',
+        '{"metrics": {"k": {"m": "1"}}}',
+        "[" * 10**5,
+    ],
+    ids=["torn", "list", "empty", "no kernels", "no metrics", "text", "nested"],
+)
+def test_a_file_that_is_no_profile_is_named(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "profile.json"
+    file.write_text(text)
+    with pytest.raises(load.BadInput, match=r"profile\.json"):
+        prompt.read_profile(file)
+
+
+CODE = "import torch\nimport torch.nn as nn\nimport triton\nimport triton.language as tl\n"
+MODEL = "class ModelNew(nn.Module):\n    pass\n"
+
+
+@pytest.mark.parametrize(
+    ("reply", "code"),
+    [
+        ("```python\na\n```", "a\n"),
+        ("First:\n```\na\n```\nBetter:\n```py\nb\n\nc\n```\nDone.", "b\n\nc\n"),
+        ("~~~python\na\n```\n~~~", "a\n```\n"),
+        ("````python\n```\na\n```\n````", "```\na\n```\n"),
+        ("```python\r\na\r\n```\r\n", "a\r\n"),
+        ("```python title=x\na\n```", "a\n"),
+        ("Use ```inline``` code:\n```\na\n```", "a\n"),
+        ("```python\n```", ""),
+        ("no block", None),
+        ("```python\na\n```\n```python\nb", None),
+        ("", None),
+    ],
+)
+def test_the_last_fenced_block_is_taken(reply: str, code: str | None) -> None:
+    assert answer.last_block(reply) == code
+
+
+@pytest.mark.parametrize(
+    ("reply", "rules", "refused"),
+    [
+        (f"Here.\n```python\n{CODE}{MODEL}```\n", {"no-technique"}, False),
+        (f"```python\n{CODE}{MODEL}BLOCK = 1\n```", {"no-technique", "nothing-else"}, True),
+        (f"```python\n{CODE}```", {"no-technique", "no-model"}, True),
+        ("```python\ndef f(:\n```", {"syntax"}, True),
+        (f"{CODE}{MODEL}", {"no-block"}, True),
+    ],
+)
+def test_a_reply_is_judged_as_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], reply: str, rules: set[str], refused: bool
+) -> None:
+    file = tmp_path / "reply.md"
+    file.write_text(reply)
+    assert cli.main(["prompt", "--answer", str(file)]) == (cli.EXIT_FAILED if refused else cli.EXIT_DONE)
+    said = json.loads(capsys.readouterr().out)
+    assert said["refused"] is refused
+    assert {finding["rule"] for finding in said["findings"]} == rules
+    assert all(set(one) == {"line", "rule", "severity", "message"} for one in said["findings"])
+
+
+def test_the_page_names_the_rules_that_findings_name(modelled: str) -> None:
+    for rule in OUTPUT_RULES:
+        assert f"[{rule.name}]" in modelled
+    elsewhere = {rule.name for rule in OUTPUT_RULES if rule.check is None}
+    source = "import torch\ndef f(x):\n    return torch.matmul(x, x)\n"
+    assert elsewhere <= {finding.rule for finding in lint.lint(source)}
+
+
+def test_neither_command_loads_torch() -> None:
+    code = f"""
+import sys
+from runner import cli
+cli.main(["leaderboard"])
+cli.main(["prompt", "--problem", "convtranspose2d", "--solution", "gather_gemm", "--stage", "grid"])
+cli.main(["prompt", "--answer", {str(ROOT / "README.md")!r}])
+print("loaded:", {{"torch", "triton"}} & set(sys.modules))
+"""
+    command = [sys.executable, "-c", code]
+    said = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True, timeout=60)
+    assert said.stdout.endswith("loaded: set()\n")
