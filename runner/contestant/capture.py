@@ -40,7 +40,7 @@ class Driver:
     """
 
     def __init__(self, properties: dict[str, Any]) -> None:
-        self.device = 10 * properties["major"] + properties["minor"]
+        self.device: int = 10 * properties["major"] + properties["minor"]
         self.utils = SimpleNamespace(
             get_device_properties=lambda _: {
                 "max_shared_mem": properties["shared_memory_per_block_optin"],
@@ -95,7 +95,7 @@ class _Capture:
             self.calls += 1
         if len(self.found) >= MAX_LAUNCHES:
             return None
-        noted = {"call": self.calls - 1, "config": "", "alternatives": 1, **(self.choice or {})}
+        noted = {"call": self.calls - 1, **(self.choice or {"config": "", "choice": 1, "choices": 1})}
         noted |= {"kernel": function.__name__[:_TEXT_CHARS], "grid": [0, 0, 0], "constants": {}}
         self.found.append(noted)
         try:
@@ -117,12 +117,12 @@ class _Capture:
         tuner.best_config = configs[0]
         self.calls += 1
         kernel = None
-        for config in configs[:MAX_CONFIGS]:
+        for number, config in enumerate(configs[:MAX_CONFIGS], 1):
             tuned = config.all_kwargs()
             if config.pre_hook:
                 config.pre_hook({**tuner.nargs, **kwargs, **tuned})
             text = " ".join(f"{name}={value}" for name, value in tuned.items())
-            self.choice = {"config": text[:_TEXT_CHARS], "alternatives": len(configs)}
+            self.choice = {"config": text[:_TEXT_CHARS], "choice": number, "choices": len(configs)}
             try:
                 kernel = tuner.fn.run(*args, **kwargs, **tuned)
             finally:
@@ -138,8 +138,11 @@ def _bound(function: Any, args: Any, kwargs: Any) -> dict[str, Any]:
 
 
 def _grid(grid: Any, values: dict[str, Any]) -> list[int]:
-    sizes = grid(values) if callable(grid) else grid
-    return [int(size) for size in (*sizes, 1, 1, 1)[:3]]
+    given = grid(values) if callable(grid) else grid
+    sizes = [int(size) for size in (*given, 1, 1, 1)[:3]]
+    if not all(0 <= size < 2**31 for size in sizes):
+        raise ValueError(f"no grid: {sizes}")
+    return sizes
 
 
 def _plain(value: Any) -> int | str:

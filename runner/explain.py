@@ -1,0 +1,157 @@
+"""What can be known of a launch without its GPU: grid, occupancy, waves and floor, for each cell and card.
+
+A kernel is persistent if it strides over its grid (`Compiled.tile_loop`) and all its programs run at once;
+its tail then depends on tiles that only the kernel counts, and no efficiency is given.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runner import roofline
+from runner.lint import read_header
+from runner.retarget import Compiled, Forward, retarget
+from runner.schema import to_json
+from runner.waves import Occupancy, launch_occupancy
+
+if TYPE_CHECKING:
+    from runner.cards import Card
+    from runner.load import Problem, Solution
+    from runner.schema import Cell
+
+#: What is known of one solution in one cell on one card; what does not exist has no key or is None.
+Report = dict[str, Any]
+#: Measured on a card: shown beside what is computed for the same launch.
+PROFILE = Path(__file__).parent / "stages" / "owner_profile.json"
+#: CUDA's largest grid.
+MAX_GRID = (2**31 - 1, 65535, 65535)
+
+
+def explain(
+    problem: Problem,
+    solutions: Sequence[Solution],
+    cells: Sequence[Cell],
+    cards: Sequence[Card],
+    timeout_s: float,
+) -> list[Report]:
+    """Return a report for each solution, cell and card, in that order.
+
+    What stops a solution is the `error` of its report, and a cell that it does not declare is `skipped`.
+    A kernel that does not compile for the card, or does not fit it, is among the `findings` of its
+    launch. `timeout_s` is for one cell on one card.
+    """
+    reports = []
+    for solution in solutions:
+        header = read_header(solution.source)
+        covered = [
+            c for c in cells if c.dtype in header.dtypes and (c.dtype != "fp32" or c.math in header.maths)
+        ]
+        forwards = iter(retarget(problem, solution, covered, cards, timeout_s))
+        for cell in cells:
+            for card in cards:
+                forward = next(forwards) if cell in covered else None
+                reports.append(_report(problem, solution, cell, card, forward))
+    return reports
+
+
+def _report(problem: Problem, solution: Solution, cell: Cell, card: Card, forward: Forward | None) -> Report:
+    place = {
+        "problem": problem.name,
+        "solution": solution.name,
+        "shape": f"{cell.sweep}/{cell.label}",
+        "arithmetic": cell.arithmetic,
+        "card": card.name,
+    }
+    report: Report = {**place, **_work(problem, cell, card)}
+    if forward is None:
+        return report | {"skipped": f"the solution does not declare {cell.arithmetic}"}
+    if forward.error:
+        return report | {"error": forward.error}
+    return report | {
+        "triton": forward.triton,
+        "memory_bytes": forward.memory_bytes,
+        "fits_memory": forward.memory_bytes <= card.memory_bytes,
+        "operators": forward.operators,
+        "launches": [_launch(made, card, place) for made in forward.launches],
+    }
+
+
+def _work(problem: Problem, cell: Cell, card: Card) -> Report:
+    """Return the problem's own count of bytes and operations and what they bound; nothing without one."""
+    if problem.foreign or not hasattr(problem.outline, "flops"):
+        return {}
+    shape = problem.shape(cell.shape)
+    traffic_bytes = problem.outline.min_bytes(shape, 4 if cell.dtype == "fp32" else 2)
+    flops = problem.outline.flops(shape)
+    bound = roofline.bound_us(flops, traffic_bytes, card, cell.arithmetic)
+    return {
+        "min_bytes": traffic_bytes,
+        "flops": flops,
+        "bound_us": bound.time_us,
+        "bound_by": bound.limiter,
+        "floor_us": roofline.floor_us(traffic_bytes, 0, card),
+    }
+
+
+def _launch(made: Compiled, card: Card, place: dict[str, str]) -> Report:
+    """Place one launch on a card."""
+    facts: Report = to_json(made) | {"programs": math.prod(made.grid)}
+    occupied = launch_occupancy(made.launch, card) if made.launch else None
+    if occupied is not None:
+        persistent = made.tile_loop and 0 < occupied.programs <= occupied.programs_per_sm * card.sms
+        facts |= {
+            "programs_per_sm": occupied.programs_per_sm,
+            "limiters": list(occupied.limiters),
+            "warps_per_sm": occupied.warps_per_sm,
+            "max_warps_per_sm": card.max_warps_per_sm,
+            "occupancy_pct": 100 * occupied.warps_per_sm / card.max_warps_per_sm,
+            "waves": occupied.waves,
+            "eta_slot": None if persistent else occupied.eta_slot,
+            "eta_sm": None if persistent else occupied.eta_sm,
+            "persistent": persistent,
+        }
+    findings = list(_findings(made, occupied, card))
+    return facts | {"measured": measured(made, place), "findings": findings}
+
+
+def _findings(made: Compiled, occupied: Occupancy | None, card: Card) -> Iterator[str]:
+    if made.error:
+        yield f"cannot be compiled: {made.error}"
+    for axis, size, limit in zip("xyz", made.grid, MAX_GRID, strict=True):
+        if size > limit:
+            yield f"does not fit: {size} programs along {axis}, at most {limit}"
+        if occupied is not None and size > 1 and axis not in made.program_ids:
+            yield f"never asks for the program id along {axis}, where the grid has {size}"
+    if occupied is None:
+        return
+    if not occupied.programs:
+        yield "an empty grid"
+    if occupied.limits["shared"] == 0:
+        limit = card.shared_bytes_per_program
+        yield f"does not fit: {made.shared_bytes} bytes of shared memory, at most {limit}"
+    elif occupied.programs_per_sm == 0:
+        yield f"does not fit: no room for one program ({', '.join(occupied.limiters)})"
+    if (made.num_ctas or 1) > 1:
+        yield f"clusters of {made.num_ctas}, which the occupancy does not model"
+
+
+def measured(made: Compiled, place: dict[str, str]) -> dict[str, float] | None:
+    """Return what a profiler measured for this launch in this place, if it is the one that was profiled."""
+    profile = _profile()
+    launch = {"tile": made.tile, "num_warps": made.num_warps, "num_stages": made.num_stages}
+    if launch != profile["launch"] or any(profile[name] != value for name, value in place.items()):
+        return None
+    (metrics,) = profile["metrics"].values()
+    found: dict[str, float] = metrics
+    return found
+
+
+@functools.cache
+def _profile() -> dict[str, Any]:
+    profile: dict[str, Any] = json.loads(PROFILE.read_text())
+    return profile

@@ -1,0 +1,154 @@
+"""What `explain` found -> tables, JSON, CSV. Names in it are a solution's, and disarmed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from runner.explain import Report
+
+#: One line of a table: column -> text.
+Line = dict[str, str]
+
+ABSENT = "-"
+RIGHT = ("warps", "stages", "shared", "waves", "slot", "SM", "MB", "GFLOP", "bound_us", "floor_us")
+#: Longer names and messages than any that serves a reader.
+TEXT_CHARS = 400
+
+
+def render(reports: Sequence[Report], fmt: str) -> str:
+    """Show reports as `json`, `csv` (a line per launch), or as tables: `table`, `github`."""
+    if fmt == "json":
+        return json.dumps(reports, indent=1)
+    if fmt == "csv":
+        return _csv(reports)
+    groups: dict[tuple[str, str], list[Report]] = {}
+    for report in reports:
+        groups.setdefault((report["solution"], report["arithmetic"]), []).append(report)
+    return "\n\n".join(_group(group, fmt) for group in groups.values())
+
+
+def _group(reports: list[Report], fmt: str) -> str:
+    """Render one solution in one arithmetic: its launches, cards side by side, then the work and remarks."""
+    first = reports[0]
+    versions = ", ".join(sorted({one["triton"] for one in reports if "triton" in one})) or "?"
+    title = (
+        f"{first['solution']} on {first['problem']} in {first['arithmetic']}, compiled by Triton {versions}"
+    )
+    shapes = list(dict.fromkeys(one["shape"] for one in reports))
+    launches = [
+        (shapes.index(one["shape"]), number, _launch_line(one, launch))
+        for one in reports
+        for number, launch in enumerate(one.get("launches", []))
+    ]
+    launches.sort(key=lambda entry: entry[:2])
+    tables = [[line for _, _, line in launches], [_work_line(one) for one in reports]]
+    remarks = "\n".join(f"- {_printable(text)}" for one in reports for text in _remarks(one))
+    return "\n\n".join([title, *(_tabulate(lines, fmt) for lines in tables if lines), remarks]).rstrip()
+
+
+def _launch_line(report: Report, launch: Report) -> Line:
+    spilled = f" +{launch['spills']} spilled" if launch["spills"] else ""
+    choice = f" ({launch['choice']} of {launch['choices']})" if launch["choices"] > 1 else ""
+    line = {
+        "shape": report["shape"],
+        "card": report["card"],
+        "kernel": launch["kernel"] + choice,
+        "grid": "x".join(map(str, launch["grid"])).removesuffix("x1").removesuffix("x1"),
+        "tile": launch["tile"] or ABSENT,
+        "warps": _text(launch["num_warps"]),
+        "stages": _text(launch["num_stages"]),
+        "regs": f"{_text(launch['registers'])}{spilled}",
+        "shared": _text(launch["shared_bytes"]),
+        "dot": launch["dot"] or ABSENT,
+    }
+    if "waves" not in launch:
+        return line | dict.fromkeys(("per SM", "occupancy", "waves", "slot", "SM"), ABSENT)
+    return line | {
+        "per SM": f"{launch['programs_per_sm']} ({', '.join(launch['limiters'])})",
+        "occupancy": f"{launch['warps_per_sm']}/{launch['max_warps_per_sm']} {launch['occupancy_pct']:.2f} %",
+        "waves": _text(launch["waves"], ".2f"),
+        "slot": _text(launch["eta_slot"], ".1%"),
+        "SM": _text(launch["eta_sm"], ".1%"),
+    }
+
+
+def _work_line(report: Report) -> Line:
+    if "memory_bytes" in report:
+        memory = (
+            f"{report['memory_bytes'] / 1e6:.0f} MB {'fits' if report['fits_memory'] else 'does not fit'}"
+        )
+    else:
+        memory = ABSENT
+    line = {"shape": report["shape"], "card": report["card"], "memory": memory}
+    if "flops" not in report:
+        return line
+    return line | {
+        "MB": f"{report['min_bytes'] / 1e6:.1f}",
+        "GFLOP": f"{report['flops'] / 1e9:.3f}",
+        "bound_us": f"{report['bound_us']:.2f}",
+        "by": report["bound_by"],
+        "floor_us": f"{report['floor_us']:.2f}",
+    }
+
+
+def _remarks(report: Report) -> Iterator[str]:
+    place = f"{report['shape']} {report['card']}"
+    yield from (f"{place}: {report[name]}" for name in ("error", "skipped") if name in report)
+    if report.get("operators"):
+        calls = ", ".join(f"{count}x {name}" for name, count in report["operators"].items())
+        yield f"{place}: beside its kernels it calls PyTorch's {calls}"
+    for launch in report.get("launches", []):
+        name = f"{place} {launch['kernel']}"
+        if launch.get("persistent"):
+            yield f"{name}: persistent, its programs loop over tiles: no tail is computed"
+        yield from (f"{name}: {finding}" for finding in launch["findings"])
+        if launch["measured"]:
+            figures = ", ".join(f"{metric} {value}" for metric, value in launch["measured"].items())
+            yield f"{name}: measured {figures}"
+
+
+def _text(value: float | None, form: str = "") -> str:
+    return ABSENT if value is None else format(value, form)
+
+
+def _printable(text: str) -> str:
+    """Disarm what a solution wrote: no line breaks or terminal codes, no flood."""
+    return "".join(char if char.isprintable() else "?" for char in text[:TEXT_CHARS])
+
+
+def _tabulate(lines: list[Line], fmt: str) -> str:
+    from tabulate import tabulate  # noqa: PLC0415 -- 38 ms that `--help` need not pay
+
+    lines = [{column: _printable(text) for column, text in line.items()} for line in lines]
+    if fmt == "github":
+        escapes = str.maketrans({"|": r"\|", "<": "&lt;"})
+        lines = [{column: text.translate(escapes) for column, text in line.items()} for line in lines]
+    tablefmt = "github" if fmt == "github" else "simple"
+    align = ["right" if column in RIGHT else "left" for column in lines[0]]
+    text: str = tabulate(lines, headers="keys", tablefmt=tablefmt, disable_numparse=True, colalign=align)
+    return text
+
+
+def _csv(reports: Sequence[Report]) -> str:
+    rows = []
+    for report in reports:
+        shared = {name: value for name, value in report.items() if name != "launches"}
+        rows += [shared | launch for launch in report.get("launches") or [{}]]
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval=ABSENT, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({column: _csv_field(value) for column, value in row.items()})
+    return text.getvalue()
+
+
+def _csv_field(value: Any) -> Any:
+    if isinstance(value, (list, dict, tuple)):
+        return json.dumps(value)
+    return ABSENT if value is None else _printable(value) if isinstance(value, str) else value
