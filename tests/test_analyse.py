@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from runner.analyse import (
     TARGET,
-    _t_quantile,
     autocorrelation,
     compare,
     diagnose,
@@ -24,6 +23,7 @@ from runner.analyse import (
     mad,
     median,
     should_stop,
+    t_quantile,
 )
 from runner.schema import Comparison, Samples, Verdict
 
@@ -328,4 +328,4 @@ def test_robust_estimates_are_what_their_definitions_say(values):
     ("freedom", "expected"), [(3, 3.182), (4, 2.776), (5, 2.571), (9, 2.262), (19, 2.093), (39, 2.023)]
 )
 def test_t_quantile_against_the_table(freedom: int, expected: float):
-    assert _t_quantile(freedom) == pytest.approx(expected, rel=0.01)
+    assert t_quantile(freedom) == pytest.approx(expected, rel=0.01)

@@ -212,7 +212,7 @@ def test_launches_are_named_once(grids: list[tuple[int, int, int]], text: str) -
     [(0.0, "0.00"), (1.834, "1.83"), (0.31, "0.31"), (0.0213, "0.021"), (123.456, "123.46"), (1e9, "1e+09")],
 )
 def test_figures(value: float, text: str) -> None:
-    assert report._figures(value) == text
+    assert report.figures(value) == text
 
 
 def test_cards_problems_and_protocols_never_share_a_table() -> None:

@@ -33,7 +33,9 @@ class Memory(Protocol):
 
 
 def describe(block: int, offset_bytes: int, tensor: torch.Tensor) -> Output:
-    """Describe a tensor at a place of a block."""
+    """Describe a tensor at a place of a block; ValueError for one that has no strides."""
+    if tensor.layout != torch.strided:
+        raise ValueError(f"an output of layout {tensor.layout}")
     return Output(
         block, offset_bytes, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), tensor.stride()
     )
@@ -70,11 +72,8 @@ class HostMemory:
         described, at = [], 0
         for tensor in outputs:
             needed = describe(0, 0, tensor).extent() * tensor.element_size()
-            if (
-                tensor.device.type != "cpu"
-                or tensor.layout != torch.strided
-                or at + needed > len(self._arena)
-            ):
+            broadcast = any(n > 1 and s == 0 for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+            if tensor.device.type != "cpu" or broadcast or at + needed > len(self._arena):
                 described.append(describe(-1, 0, tensor))
                 continue
             place = self._arena[at : at + needed].view(tensor.dtype)

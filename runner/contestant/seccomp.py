@@ -112,6 +112,7 @@ NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
     "lremovexattr": (198, 15),
     "fremovexattr": (199, 16),
     "removexattrat": (466, 466),
+    "file_setattr": (469, 469),
 }
 
 #: `AUDIT_ARCH_*` and the column of `NUMBERS`.

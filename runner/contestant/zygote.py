@@ -5,7 +5,8 @@ fresh interpreter with torch costs seconds. The zygote runs no tensor operation 
 after one hangs in OpenMP) and no foreign code; it drains its children's output, kills and reaps.
 
 Control messages are JSON datagrams between trusted processes:
-`{"fork": ID, "scratch": PATH}` with the channel and the page beside it, `{"kill": ID}`;
+`{"fork": ID, "scratch": PATH, "probe": null}` with the channel and the page beside it, or with the
+judge's pid and the channel alone, `{"kill": ID}`;
 answers `{"forked": ID, "pid": PID}`, `{"exited": ID, "status": WAIT_STATUS, "log": TAIL}`.
 """
 
@@ -18,7 +19,6 @@ import importlib
 import json
 import os
 import selectors
-import shutil
 import signal
 import socket
 import sys
@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runner.contestant import libc
+from runner.contestant.scratch import clear
 
 MESSAGE_BYTES = 64 * 1024
 _LOG_TAIL_BYTES = 4096
@@ -82,16 +83,16 @@ class Zygote:
             fds.frombytes(raw)
         message = json.loads(data)
         if "fork" in message:
-            self._fork(message["fork"], Path(message["scratch"]), list(fds))
+            self._fork(message["fork"], Path(message["scratch"]), list(fds), message["probe"])
         else:
             self._kill(message["kill"])
         return True
 
-    def _fork(self, identity: int, scratch: Path, fds: list[int]) -> None:
+    def _fork(self, identity: int, scratch: Path, fds: list[int], probed: int | None) -> None:
         log_read, log_write = os.pipe2(os.O_CLOEXEC)
         pid = os.fork()
         if pid == 0:
-            _become_contestant(self.device, scratch, fds, log_write)
+            _become_contestant(self.device, scratch, fds, log_write, probed)
         for fd in (*fds, log_write):
             os.close(fd)
         os.set_blocking(log_read, False)
@@ -142,7 +143,7 @@ class Zygote:
                 _kill_orphans(keep=set())
                 os.waitpid(-1, 0)
         for child in self.children.values():  # of a judge that was killed; a living one has closed them
-            shutil.rmtree(child.scratch, ignore_errors=True)
+            clear(child.scratch)
 
     def _tell(self, message: dict[str, object]) -> None:
         with contextlib.suppress(BrokenPipeError):  # the judge has gone; the loop is about to see it
@@ -166,8 +167,8 @@ def _kill_orphans(keep: set[int]) -> None:
                     os.kill(int(word), signal.SIGKILL)
 
 
-def _become_contestant(device: str, scratch: Path, fds: list[int], log: int) -> None:
-    """Turn the fresh fork into a contestant; never returns."""
+def _become_contestant(device: str, scratch: Path, fds: list[int], log: int, probed: int | None) -> None:
+    """Turn the fresh fork into a contestant, or into a probe of the judge's process; never returns."""
     code = 1
     try:
         signal.set_wakeup_fd(-1)
@@ -179,9 +180,13 @@ def _become_contestant(device: str, scratch: Path, fds: list[int], log: int) -> 
             os.dup2(null.fileno(), 0)
         with contextlib.suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text("1000")
-        from runner.contestant import shim  # noqa: PLC0415 - already imported; a name for the child
+        from runner.contestant import probe, shim  # noqa: PLC0415 - already imported; names for the child
 
-        shim.main(socket.socket(fileno=fds[0]), fds[1], scratch, device)
+        sock = socket.socket(fileno=fds[0])
+        if probed is None:
+            shim.main(sock, fds[1], scratch, device)
+        else:
+            probe.main(sock, scratch, device, probed)
         code = 0
     except BaseException:  # noqa: BLE001 - nothing may return into the zygote's loop
         traceback.print_exc()
@@ -196,6 +201,7 @@ def _preload(device: str) -> None:
     importlib.import_module("torch")
     importlib.import_module("triton")
     importlib.import_module("runner.contestant.shim")
+    importlib.import_module("runner.contestant.probe")
     if device == "cpu":
         importlib.import_module("runner.contestant.emulate").install()
     for file in sorted((Path(__file__).parent.parent / "baselines").glob("[a-z]*.py")):

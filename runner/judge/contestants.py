@@ -12,7 +12,6 @@ import json
 import os
 import secrets
 import select
-import shutil
 import signal
 import socket
 import subprocess
@@ -28,10 +27,12 @@ import torch
 from runner import channel, cuda_ipc, load
 from runner.channel import BadFrame, Call, Fault, Frame, Kind, Output, Page
 from runner.contestant.sandbox import allowed_environment
+from runner.contestant.scratch import clear
 from runner.contestant.zygote import MESSAGE_BYTES
 from runner.schema import Status
 
 _POLL_S = 0.02
+_PROBE_S = 30.0
 _GRACE_S = 5.0  # from the end of a channel to the death of its process
 _MAX_FRAMES = 512  # of one wait; an honest contestant sends tens
 _FAULTS: dict[int, Status] = {
@@ -60,6 +61,7 @@ class Zygotes:
         self._exits: dict[int, tuple[int, str]] = {}
         self._forks: dict[int, int] = {}
         self._next = 0
+        self._holes: tuple[str, ...] | None = None
 
     def _start(self) -> socket.socket:
         if self._process is not None and self._process.poll() is None and self._control is not None:
@@ -74,20 +76,46 @@ class Zygotes:
             cwd=load.ROOT,
         )
         theirs.close()
-        self._control = ours
+        if self._control is not None:  # of one that has died
+            self._control.close()
+        self._control, self._holes = ours, None
         return ours
 
-    def fork(self, scratch: Path, fds: tuple[int, int], deadline_s: float) -> tuple[int, int]:
-        """Fork a contestant; returns its identity and its pid."""
+    def fork(
+        self, scratch: Path, fds: tuple[int, ...], deadline_s: float, probe: int | None = None
+    ) -> tuple[int, int]:
+        """Fork a contestant, or a probe of the process `probe`; returns its identity and its pid."""
         control = self._start()
         identity = self._next
         self._next += 1
-        message = json.dumps({"fork": identity, "scratch": str(scratch)}).encode()
+        message = json.dumps({"fork": identity, "scratch": str(scratch), "probe": probe}).encode()
         control.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
         end = time.monotonic() + deadline_s
         while identity not in self._forks:
             self._listen(end)
         return identity, self._forks.pop(identity)
+
+    def holes(self) -> tuple[str, ...]:
+        """Return what a child in the sandbox was not refused; tried once for each fork server."""
+        if self._holes is None:
+            self._holes = self._probe()
+        return self._holes
+
+    def _probe(self) -> tuple[str, ...]:
+        scratch = Path(tempfile.mkdtemp(prefix="kernelwave-"))
+        ours, theirs = channel.pair()
+        ours.settimeout(_PROBE_S)
+        try:
+            with theirs:
+                identity, _ = self.fork(scratch, (theirs.fileno(),), _PROBE_S, os.getpid())
+            said, _ = channel.receive(ours)
+            self.exit_of(identity)
+        except (OSError, EOFError, BadFrame) as error:
+            return (f"no answer ({type(error).__name__})",)
+        finally:
+            ours.close()
+            clear(scratch)
+        return tuple(said.text.split(", ")[: said.args[0]])
 
     def kill(self, identity: int) -> None:
         """Kill a contestant with its session."""
@@ -151,7 +179,9 @@ class Contestant:
         self._armed = False
         hello = self._expect(Kind.HELLO, "start", 30.0)
         level, layers, missing = json.loads(hello.text)
-        self.isolation = {"level": level, "layers": layers, "missing": missing}
+        missing += [f"probe: {hole}" for hole in zygotes.holes()]
+        proved = level == "partial" and not missing
+        self.isolation = {"level": "full" if proved else level, "layers": layers, "missing": missing}
 
     # -- the slow path: frames ---------------------------------------------------------------
 
@@ -322,6 +352,7 @@ class Contestant:
             if frame.kind == Kind.BUFFER:
                 self._map(frame, fds)
             elif frame.kind == Kind.LAUNCH:
+                _require_possible(frame.args)
                 self.launches.append(frame)
             elif frame.kind == Kind.ERROR:
                 raise self._foul(_FAULTS.get(frame.code, Status.MISSING), stage, frame.text)
@@ -397,4 +428,12 @@ class Contestant:
             self.zygotes.exit_of(self.identity)
         self.unmap()
         self.sock.close()
-        shutil.rmtree(self.scratch, ignore_errors=True)
+        clear(self.scratch)
+
+
+def _require_possible(launch: tuple[int, ...]) -> None:
+    """Raise BadFrame for a launch that no device could make: occupancy is computed from its figures."""
+    *grid, warps, registers, spills, shared_bytes = launch[:7]
+    unknown = -1
+    if min(grid) < 0 or warps < 1 or registers == 0 or min(registers, spills, shared_bytes) < unknown:
+        raise BadFrame("a launch that no device could make")
