@@ -1,13 +1,18 @@
-"""A model's reply -> its code and what the output rules say of it. Nothing is run."""
+"""A model's reply -> its code, what the output rules say of it, and the judge's records as feedback."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from runner import lint
 from runner.output_rules import CHECKS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from runner.schema import Record
 
 #: A fence opens or closes a block when it stands alone on its line.
 FENCE = re.compile(r" {0,3}(`{3,}|~{3,})[ \t]*([^`\s]*)[^`]*")
@@ -27,6 +32,21 @@ def judge(reply: str) -> dict[str, Any]:
         findings = lint.lint(source, CHECKS)
     refused = any(one.severity == lint.ERROR for one in findings)
     return {"refused": refused, "findings": [asdict(one) for one in findings]}
+
+
+def feedback(records: Sequence[Record]) -> dict[str, Any]:
+    """Tell in plain JSON how many cells passed, and of the others each cell, shape, status and reason."""
+    failures = [
+        {
+            "cell": f"{one.cell.sweep}/{one.cell.label} {one.cell.arithmetic}",
+            "shape": one.cell.shape,
+            "status": one.status,
+            "reason": one.failed.reason,
+        }
+        for one in records
+        if one.failed
+    ]
+    return {"cells": len(records), "passed": len(records) - len(failures), "failures": failures}
 
 
 def last_block(reply: str) -> str | None:

@@ -15,9 +15,11 @@ from runner.load import ROOT, BadInput
 from runner.schema import DTYPES, MATHS
 
 if TYPE_CHECKING:
+    from runner.lint import Finding
     from runner.load import Problem, Solution
     from runner.pipeline import Event, Outcome, Request
     from runner.schema import Record
+    from runner.submit import Report
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_HARNESS, EXIT_DEVICE = range(5)
 FORMATS = ("table", "github", "json", "csv")
@@ -72,7 +74,7 @@ def _code_of(error: Exception) -> int | None:
 
 def _with_command(arguments: list[str]) -> list[str]:
     """`run` may be left out: `python -m runner --problem NAME`."""
-    commands = ("run", "list", "check", "import", "leaderboard", "prompt", "explain")
+    commands = ("run", "list", "check", "import", "leaderboard", "prompt", "explain", "submit")
     plain = arguments and (arguments[0] in commands or arguments[0] in ("-h", "--help", "--version"))
     return arguments if plain else ["run", *arguments]
 
@@ -91,6 +93,11 @@ def _parser() -> argparse.ArgumentParser:
     checking = commands.add_parser("check", help="lint and correctness of one file, nothing is recorded")
     checking.add_argument("file", metavar="FILE")
     checking.add_argument("--problem", required=True, metavar="NAME|PATH")
+    checking.add_argument(
+        "--rules",
+        choices=("owner",),
+        help="also hold it against the output rules of `prompt`, which bind then",
+    )
     _add_cells(checking)
     checking.set_defaults(command=_check)
     importing = commands.add_parser("import", help="sort in records that another machine wrote with -o")
@@ -100,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_leaderboard(commands.add_parser("leaderboard", help="rank what is recorded"))
     _add_prompt(commands.add_parser("prompt", help="a page for whoever wants to do better"))
     _add_explain(commands.add_parser("explain", help="launches on a card that need not be there"))
+    _add_submit(commands.add_parser("submit", help="judge one file; keep it with its records if it passes"))
     return parser
 
 
@@ -114,6 +122,14 @@ def _add_cells(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shapes", action="append", default=[], metavar="SWEEP|LABEL|k=v,...", help="default: by device"
     )
+    _add_arithmetics(parser)
+    parser.add_argument(
+        "--card", metavar="NAME", help="GPU that the sweep `waves` is placed for (default: rtx4090)"
+    )
+
+
+def _add_arithmetics(parser: argparse.ArgumentParser) -> None:
+    """Add in which arithmetics, where and within which limits a solution is judged."""
     parser.add_argument(
         "--dtype", default="fp32,fp16", metavar="LIST", help=f"of {', '.join(DTYPES)} (default: %(default)s)"
     )
@@ -121,9 +137,6 @@ def _add_cells(parser: argparse.ArgumentParser) -> None:
         "--math", default="tf32,fp32", metavar="LIST", help="accuracy of fp32 cells (default: %(default)s)"
     )
     parser.add_argument("--device", metavar="cpu|cuda:N", help="default: a GPU if there is one")
-    parser.add_argument(
-        "--card", metavar="NAME", help="GPU that the sweep `waves` is placed for (default: rtx4090)"
-    )
     parser.add_argument(
         "--timeout",
         type=_positive,
@@ -162,7 +175,8 @@ def _add_leaderboard(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--card", metavar="NAME", help="default: all")
     parser.add_argument("--problem", metavar="NAME", help="default: all")
     parser.add_argument("--by", choices=("shape", "dtype"), help="default: a board for each arithmetic")
-    parser.add_argument("--format", choices=FORMATS, default="table")
+    parser.add_argument("--format", choices=(*FORMATS, "html"), default="table")
+    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder for --format html")
     parser.add_argument("--results", type=Path, default=ROOT / "results", metavar="DIR")
     readme = parser.add_mutually_exclusive_group()
     readme.add_argument("--write", action="store_true", help="put all boards into the README of DIR")
@@ -186,8 +200,10 @@ def _add_prompt(parser: argparse.ArgumentParser) -> None:
         "--answer",
         type=Path,
         metavar="FILE",
-        help="hold a model's reply against the output rules, as JSON; correctness is for `check`",
+        help="hold a model's reply against the output rules, as JSON, and run it if --problem is named",
     )
+    parser.add_argument("--no-run", action="store_true", help="of an answer, judge the text alone")
+    _add_arithmetics(parser)
     parser.set_defaults(command=_prompt)
 
 
@@ -209,6 +225,19 @@ def _add_explain(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--format", choices=FORMATS, default="table")
     parser.set_defaults(command=_explain)
+
+
+def _add_submit(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE")
+    parser.add_argument("--problem", required=True, metavar="NAME")
+    parser.add_argument("--author", required=True, metavar="NAME")
+    parser.add_argument("--name", metavar="TECHNIQUE", help="default: from the first line of the docstring")
+    _add_arithmetics(parser)
+    parser.add_argument("--dry-run", action="store_true", help="stop after correctness, write nothing")
+    parser.add_argument("--results", type=Path, default=ROOT / "results", metavar="DIR")
+    parser.add_argument("--solutions", type=Path, default=ROOT / "solutions", metavar="DIR")
+    parser.set_defaults(command=_submit, shapes=[], card=None, baseline=[], rerun=True, quick=False)
+    parser.set_defaults(budget=None, output=None)
 
 
 def _positive(text: str) -> float:
@@ -287,7 +316,7 @@ def _run(options: argparse.Namespace) -> int:
     return _verdict(outcome)
 
 
-def _verdict(outcome: Outcome) -> int:
+def _verdict(outcome: Outcome | Report) -> int:
     from runner.schema import HARMLESS, Status  # noqa: PLC0415 - beside its use
 
     statuses = {r.status for r in outcome.records}
@@ -388,33 +417,70 @@ def _explain(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    """Findings and correctness; records go to a folder that is thrown away."""
-    from tempfile import TemporaryDirectory  # noqa: PLC0415 - `--help` need not pay
-
-    from runner import lint, load, pipeline  # noqa: PLC0415
+    """Findings and correctness; exit code 1 for a failed cell, and for a broken rule of the owner's."""
+    from runner import lint, load, output_rules  # noqa: PLC0415 - `--help` need not pay
 
     problem = load.find_problem(options.problem)
-    solution = load.find_solution(options.file if "/" in options.file else f"./{options.file}", problem.name)
-    for finding in lint.lint(solution.source):
-        print(f"{options.file}:{finding.line}: {finding.severity} [{finding.rule}] {finding.message}")
-    with TemporaryDirectory(prefix="kernelwave-check-") as folder:
-        options.__dict__.update(
-            baseline=[], rerun=True, budget=None, output=None, results=Path(folder), quick=True
-        )
-        request = pipeline.without_timing(_request(options, problem, [solution]))
-        begun = time.monotonic()
-        outcome = pipeline.run(request, _plain_progress)
+    solution = load.find_solution(_as_path(options.file), problem.name)
+    findings = lint.lint(solution.source, output_rules.CHECKS if options.rules else ())
+    _show_findings(options.file, findings)
+    begun = time.monotonic()
+    outcome = _correctness(options, problem, solution)
     failed = [r for r in outcome.records if r.failed]
     for one in failed:
         print(_failure(one))
     passed, all_of = len(outcome.records) - len(failed), len(outcome.records)
     print(f"{passed} of {all_of} cells pass in {time.monotonic() - begun:.0f} s")
-    return _verdict(outcome)
+    refused = any(finding.severity == lint.ERROR for finding in findings)
+    return _verdict(outcome) or (EXIT_FAILED if refused else EXIT_DONE)
+
+
+def _as_path(file: str) -> str:
+    """Mark a word as a path, which a solution's name is not."""
+    return file if "/" in file else f"./{file}"
+
+
+def _show_findings(file: str, findings: Sequence[Finding]) -> None:
+    for one in findings:
+        print(f"{file}:{one.line}: {one.severity} [{one.rule}] {one.message}")
+
+
+def _correctness(options: argparse.Namespace, problem: Problem, solution: Solution) -> Outcome:
+    """Judge without times; records go to a folder that is thrown away."""
+    from tempfile import TemporaryDirectory  # noqa: PLC0415 - `--help` need not pay
+
+    from runner import pipeline  # noqa: PLC0415
+
+    with TemporaryDirectory(prefix="kernelwave-check-") as folder:
+        options.__dict__.update(
+            baseline=[], rerun=True, budget=None, output=None, results=Path(folder), quick=True
+        )
+        request = pipeline.without_timing(_request(options, problem, [solution]))
+        return pipeline.run(request, _plain_progress)
 
 
 def _failure(made: Record) -> str:
     cell, reason = made.cell, made.failed.reason if made.failed else ""
     return f"{cell.sweep}/{cell.label} {cell.arithmetic}: {made.status}: {reason}"
+
+
+def _submit(options: argparse.Namespace) -> int:
+    from runner import lint, load, report, submit  # noqa: PLC0415 - `--help` need not pay
+
+    file, problem = _as_path(options.file), submit.find_problem(options.problem)
+    source = load.read_source(Path(file))
+    findings = submit.findings(source)
+    _show_findings(options.file, findings)
+    if any(finding.severity == lint.ERROR for finding in findings):
+        print(f"nothing is run and nothing is written: mend what is an error in '{options.file}'")
+        return EXIT_FAILED
+    solution = submit.propose(source, problem.name, options.author, options.name, options.solutions)
+    request = _request(options, problem, [solution])
+    outcome = submit.submit(request, file, _plain_progress, dry_run=options.dry_run)
+    if outcome.written:
+        print(report.table(outcome.records, "table"))
+    print("\n".join(outcome.lines))
+    return _verdict(outcome)
 
 
 def _import(options: argparse.Namespace) -> int:
@@ -432,8 +498,10 @@ def _import(options: argparse.Namespace) -> int:
 
 
 def _leaderboard(options: argparse.Namespace) -> int:
-    from runner import leaderboard, standings  # noqa: PLC0415 - `--help` need not pay
+    from runner import leaderboard, page, standings  # noqa: PLC0415 - `--help` need not pay
 
+    if (options.format == "html") != (options.output is not None):
+        raise BadInput("--format html and -o DIR go together: the page is DIR/index.html")
     boards, problems = leaderboard.read(options.results)
     for line in problems:
         print(f"warning: {line}", file=sys.stderr)
@@ -450,17 +518,37 @@ def _leaderboard(options: argparse.Namespace) -> int:
             )
             return EXIT_FAILED
         return EXIT_DONE
-    print(standings.show(standings.only(boards, options.card, options.problem), options.format, options.by))
+    boards = standings.only(boards, options.card, options.problem)
+    if options.output is None:
+        print(standings.show(boards, options.format, options.by))
+    elif options.by:
+        raise BadInput("the page shows every shape and dtype: leave --by out")
+    else:
+        print(page.write(options.output, boards, options.results))
     return EXIT_DONE
 
 
+def _answer(options: argparse.Namespace) -> int:
+    """Feedback on a model's reply: findings, and what the judge says where the rules are kept."""
+    from runner import answer, load  # noqa: PLC0415 - `--help` need not pay
+
+    reply = load.read_source(options.answer)
+    judged, code = answer.judge(reply), EXIT_FAILED
+    if not judged["refused"]:
+        code = EXIT_DONE
+        if options.problem and not options.no_run:
+            solution = load.Solution("answer", options.answer, answer.last_block(reply) or "")
+            outcome = _correctness(options, load.find_problem(options.problem), solution)
+            judged["correctness"], code = answer.feedback(outcome.records), _verdict(outcome)
+    print(json.dumps(judged, indent=1))
+    return code
+
+
 def _prompt(options: argparse.Namespace) -> int:
-    from runner import answer, load, prompt  # noqa: PLC0415 - `--help` need not pay
+    from runner import load, prompt  # noqa: PLC0415 - `--help` need not pay
 
     if options.answer:
-        judged = answer.judge(load.read_source(options.answer))
-        print(json.dumps(judged, indent=1))
-        return EXIT_FAILED if judged["refused"] else EXIT_DONE
+        return _answer(options)
     missing = [name for name in ("problem", "solution", "stage") if getattr(options, name) is None]
     if missing:
         raise BadInput(f"a prompt needs --{', --'.join(missing)}")

@@ -67,7 +67,7 @@ USAGE: dict[str, tuple[list[str], list[str]]] = {
         ["--problem", "convtranpose2d"],
         ["problem 'convtranpose2d'", "did you mean convtranspose2d"],
     ),
-    "far problem": (["--problem", "softmax"], ["problem 'softmax'", "known: convtranspose2d"]),
+    "far problem": (["--problem", "softmax"], ["problem 'softmax'", "known: "]),
     "no problem": ([], ["--problem", "--help"]),
     "solution": ([*RUN, "--solution", "phase_gem"], ["solution 'phase_gem'", "did you mean phase_gemm"]),
     "sweep": ([*RUN, "--shapes", "smok"], ["shape 'smok'", "did you mean smoke"]),

@@ -1,0 +1,287 @@
+"""A file from outside -> `solutions/` and `results/`, both or neither.
+
+The text that is judged is the text that is kept, its author's line included, so that digests and records
+belong to it. Until every cell has its verdict, all that is written lies in a temporary folder.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import os
+import re
+import shlex
+import textwrap
+import unicodedata
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from runner import cards, lint, load, pipeline, record
+from runner.load import BadInput
+from runner.schema import HIDDEN, PROTOCOL, Cell, Record, Status
+
+NAME_CHARACTERS = 48
+#: What is advice to others and binding in `solutions/`.
+BINDING = frozenset({"import", "no-technique"})
+#: Statuses that do not stand in a submission's way.
+ADMITTED = (Status.PASS, Status.NOT_COVERED, Status.UNSUPPORTED)
+
+#: Runs a request like `pipeline.run`.
+Run = Callable[[pipeline.Request, Callable[[pipeline.Event], None]], pipeline.Outcome]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of a submission: the last stage's records, words for a human, and the files written."""
+
+    records: tuple[Record, ...]
+    lines: tuple[str, ...]
+    written: tuple[Path, ...] = ()
+
+
+class _Stopped(Exception):
+    """The first failure ends a run."""
+
+
+def find_problem(name: str) -> load.Problem:
+    """Find a problem of `problems/`; a problem file is trusted code, so a path is BadInput."""
+    if name not in load.problem_names():
+        raise load.unknown("problem of problems/", name, load.problem_names())
+    return load.find_problem(name)
+
+
+def findings(source: str) -> tuple[lint.Finding, ...]:
+    """Lint a text that is to be kept; an error among the findings refuses it."""
+    return tuple(
+        replace(one, severity=lint.ERROR) if one.rule in BINDING else one for one in lint.lint(source)
+    )
+
+
+def propose(source: str, problem: str, author: str, name: str | None, solutions: Path) -> load.Solution:
+    """Return the solution as it would be kept: signed, named by `name` or its technique, at its place.
+
+    `source` has no errors by `findings`. Raises BadInput for an author or a name that cannot be, and where
+    another text has the name.
+    """
+    text = sign(source, author)
+    # a technique is a sentence; what comes before its first pause is name enough
+    chosen = slug(name or re.split(r"[:;,.(]", lint.read_header(text).technique)[0])
+    solution = load.Solution(chosen, solutions / problem / f"{chosen}.py", text)
+    _require_place(solution)
+    return solution
+
+
+def _require_place(solution: load.Solution) -> None:
+    """Raise BadInput if another text is where the solution is to be."""
+    if os.path.lexists(solution.path) and load.read_source(solution.path) != solution.source:
+        raise BadInput(f"'{solution.path}' exists and is another text: choose another --name")
+
+
+def sign(source: str, author: str) -> str:
+    """Add a line `author: ...` to the docstring, unless it is there."""
+    author = author.strip()
+    if not author or not author.isprintable():
+        raise BadInput(f"--author {author!r}: one line that names somebody")
+    header = lint.read_header(source)
+    if header.author == author:
+        return source
+    if header.author:
+        raise BadInput(f"--author '{author}', but the file is signed by '{header.author}': make them agree")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a doubtful escape in somebody's string
+        docstring = ast.get_source_segment(source, ast.parse(source).body[0]) or ""
+    text, quotes = docstring[:-3].rstrip(), docstring[-3:]
+    signed = source.replace(docstring, f"{text}\n\nauthor: {author}\n{quotes}", 1)
+    if lint.read_header(signed) != replace(header, author=author):
+        raise BadInput(f"cannot sign the docstring: write the line 'author: {author}' into it")
+    return signed
+
+
+def slug(text: str) -> str:
+    """Make a file's stem of small letters, digits and underscores; raises BadInput where nothing is left."""
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+    words = " ".join(re.findall("[a-z0-9]+", plain))
+    stem = textwrap.shorten(words, NAME_CHARACTERS, placeholder="").replace(" ", "_")
+    if not stem or not stem[0].isalpha():
+        raise BadInput(f"'{text}' gives no file's name that begins with a letter: choose a --name")
+    return stem
+
+
+def submit(
+    request: pipeline.Request,
+    file: str,
+    watch: Callable[[pipeline.Event], None],
+    *,
+    dry_run: bool = False,
+    run: Run = pipeline.run,
+) -> Report:
+    """Judge the request's one solution, proposed from `file`, and keep it with its records if it passes.
+
+    Correctness comes first, on the smoke shapes and a hidden one; then, on a GPU, the request's own cells
+    with timing. The first failure ends it. Raises `pipeline.HarnessFailure`, `record.ResultsUnwritable`
+    and `record.ResultsBusy`, which leave both folders as they were.
+    """
+    with TemporaryDirectory(prefix="kernelwave-submit-") as scratch:
+        correctness = replace(
+            pipeline.without_timing(request), cells=_admission(request), results=Path(scratch, "correctness")
+        )
+        records = _until_failure(correctness, watch, run)
+        if _failed(records):
+            return Report(records, _refusal(correctness, file, records))
+        if Status.PASS not in {one.status for one in records}:
+            raise BadInput(
+                f"'{file}' was run in no cell ({_tally(records)}): name others with --dtype, --math"
+            )
+        lines = (f"correct, on smoke and hidden shapes: {_tally(records)}",)
+        if dry_run or request.device == "cpu":
+            return Report(records, (*lines, *_remainder(request, file)))
+        timing = replace(request, results=Path(scratch, "timing"), output=None, rerun=True)
+        records = _until_failure(timing, watch, run)
+        if _failed(records):
+            return Report(records, (*lines, *_refusal(timing, file, records)))
+        written = keep(request.solutions[0], records, request.results)
+        return Report(records, (*lines, *_success(records, written, request.results)), written)
+
+
+def keep(solution: load.Solution, records: Sequence[Record], results: Path) -> tuple[Path, ...]:
+    """Put a solution at its path and its records, of one card, into `results`; returns the files written.
+
+    What fails, fails whole: files are as before, and only the hidden lock of `results` may be new.
+    """
+    path = record.results_path(results, records[0].card, records[0].problem, solution.name)
+    try:
+        with record.lock_results(results):
+            _require_place(solution)  # judging took minutes
+            with _all_or_nothing((solution.path, path)):
+                _write(solution)
+                for one in records:
+                    record.append(path, one)
+    except OSError as error:
+        raise pipeline.HarnessFailure(f"cannot write {solution.path}: {error.strerror}") from error
+    return solution.path, path
+
+
+def _write(solution: load.Solution) -> None:
+    if not solution.path.exists():
+        solution.path.parent.mkdir(parents=True, exist_ok=True)
+        solution.path.write_bytes(solution.source.encode())
+
+
+@contextlib.contextmanager
+def _all_or_nothing(paths: Sequence[Path]) -> Iterator[None]:
+    """Undo what a block that fails did to files that only grow: cut them, or take them away."""
+    locks = [path.with_name(f".{path.name}.lock") for path in paths]
+    sizes = {path: path.stat().st_size if path.exists() else None for path in (*paths, *locks)}
+    new_folders = [folder for path in paths for folder in path.parents if not folder.exists()]
+    try:
+        yield
+    except BaseException:
+        for path, size_bytes in sizes.items():
+            if path.exists() and size_bytes is None:
+                path.unlink()
+            elif path.exists() and size_bytes is not None:
+                os.truncate(path, size_bytes)
+        for folder in new_folders:  # innermost first; one that others use meanwhile stays
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+def _admission(request: pipeline.Request) -> tuple[Cell, ...]:
+    """Return what a run without a GPU would plan, in the arithmetics of the request."""
+    sms = cards.load_card(pipeline.TARGET_CARD).sms
+    return pipeline.plan_cells(request.problem, (), *_arithmetics(request), "cpu", sms)
+
+
+def _arithmetics(request: pipeline.Request) -> tuple[list[str], list[str]]:
+    """Return the request's dtypes and maths in their order."""
+    dtypes = dict.fromkeys(cell.dtype for cell in request.cells)
+    maths = dict.fromkeys(cell.math for cell in request.cells)
+    return list(dtypes), list(maths)
+
+
+def _until_failure(
+    request: pipeline.Request, watch: Callable[[pipeline.Event], None], run: Run
+) -> tuple[Record, ...]:
+    """Run cells up to the first failure, which is then the last record."""
+    records: list[Record] = []
+
+    def collect(event: pipeline.Event) -> None:
+        watch(event)
+        if event.record is not None:
+            records.append(event.record)
+            if _failed(records):
+                raise _Stopped
+
+    with contextlib.suppress(_Stopped):
+        run(request, collect)
+    return tuple(records)
+
+
+def _failed(records: Sequence[Record]) -> bool:
+    return bool(records) and records[-1].status not in ADMITTED
+
+
+def _tally(records: Sequence[Record]) -> str:
+    counts = Counter(one.status for one in records)
+    return ", ".join(f"{count} {status}" for status, count in counts.items()) or "none"
+
+
+def _refusal(request: pipeline.Request, file: str, records: Sequence[Record]) -> tuple[str, ...]:
+    *before, last = records
+    reason = last.failed.reason if last.failed else ""
+    return (
+        f"before the first failure, of {len(request.cells)} cells: {_tally(before)}",
+        f"{last.cell.sweep}/{last.cell.label} {last.cell.arithmetic}: {last.status}: {reason}",
+        f"nothing is written; to see it again: {reproduce(request, file, last)}",
+    )
+
+
+def reproduce(request: pipeline.Request, file: str, failed: Record) -> str:
+    """Return the command that runs a failed cell of the request again and leaves `results/` alone."""
+    cell = failed.cell
+    shape = f"{cell.sweep}/{cell.label}"
+    if cell.sweep in (HIDDEN, "waves"):  # drawn for one run, placed for one card
+        per_axis = {name: size if isinstance(size, tuple) else (size,) for name, size in cell.shape.items()}
+        shape = ",".join(f"{name}={'x'.join(map(str, sizes))}" for name, sizes in per_axis.items())
+    words = ["check", file, "--problem", request.problem.name]
+    if request.baselines:  # only a run has times
+        words = ["run", "--solution", file, "--problem", request.problem.name, "-o", "again.jsonl"]
+    words += ["--shapes", shape, "--dtype", cell.dtype, "--math", cell.math, "--device", request.device]
+    if "call_s" in request.limits:
+        words += ["--timeout", f"{request.limits['call_s']:g}"]
+    if "memory_bytes" in request.limits:
+        words += ["--memory", f"{request.limits['memory_bytes'] / 2**30:g}"]
+    return _command(*words)
+
+
+def _remainder(request: pipeline.Request, file: str) -> tuple[str, ...]:
+    """Say what is still to do after correctness, and in which command."""
+    (solution,) = request.solutions
+    author = lint.read_header(solution.source).author
+    dtypes, maths = map(",".join, _arithmetics(request))
+    words = ["--problem", request.problem.name, "--author", author, "--name", solution.name]
+    words += ["--dtype", dtypes, "--math", maths]
+    return (
+        "nothing is timed and nothing is written",
+        f"what remains, on a GPU: {_command('submit', file, *words)}",
+        f"that times the default sweeps and keeps the file as {solution.path}",
+    )
+
+
+def _success(records: Sequence[Record], written: Sequence[Path], results: Path) -> tuple[str, ...]:
+    levels = {str(one.environment["isolation"].get("level")) for one in records if one.checked}
+    return (
+        f"timed on {records[0].card}: {_tally(records)}, isolation {' and '.join(sorted(levels))}",
+        f"times are of protocol {PROTOCOL}'s default rounds; ranked ones do not exist yet",
+        *(f"written: {path}" for path in written),
+        f"next: {_command('leaderboard', '--write', '--results', str(results))}",
+    )
+
+
+def _command(*words: str) -> str:
+    return shlex.join(["python", "-m", "runner", *words])

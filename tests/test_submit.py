@@ -1,0 +1,585 @@
+"""A stranger's file: kept with its records where it passes; where it does not, nothing is touched."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shlex
+import shutil
+import string
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from test_faults import expectation
+
+from runner import leaderboard, lint, load, pipeline, record, submit
+from runner.cli import _parser, main
+from runner.schema import HIDDEN, Cell, Failed, Record, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+ROOT = Path(__file__).parents[1]
+FAULTS = ROOT / "tests" / "faults"
+AUTHOR = "A. Contributor"
+PROBLEM = load.find_problem("convtranspose2d")
+SMOKE = PROBLEM.sweeps(128)["smoke"]
+ARITHMETICS = 3
+CELLS = ARITHMETICS * (len(SMOKE) + 1)  # and a hidden shape
+
+SOURCE = '''"""Ask the layer: nothing but PyTorch."""
+from torch import nn
+
+class ModelNew(nn.Module):
+    def __init__(self, ins, outs, kernel, stride=1, padding=0, dilation=1, bias=False, extra=0, groups=1):
+        super().__init__()
+        self.layer = nn.ConvTranspose2d(ins, outs, kernel, stride, padding, extra, groups, bias, dilation)
+
+    def forward(self, x):
+        return self.layer(x)
+'''
+
+
+def changed(old: str, new: str) -> str:
+    assert old in SOURCE
+    return SOURCE.replace(old, new)
+
+
+@pytest.mark.parametrize(
+    ("docstring", "signed"),
+    [
+        ('"""Tile."""', '"""Tile.\n\nauthor: A. Contributor\n"""'),
+        ('"""Tile.\n\nMore.\n"""', '"""Tile.\n\nMore.\n\nauthor: A. Contributor\n"""'),
+        ("r'''Tile \\d.'''", "r'''Tile \\d.\n\nauthor: A. Contributor\n'''"),
+        ('# "café"\n"""Größe."""', '# "café"\n"""Größe.\n\nauthor: A. Contributor\n"""'),
+        ('"""Tile.\n\nAuthor: A. Contributor\n"""', '"""Tile.\n\nAuthor: A. Contributor\n"""'),
+    ],
+)
+def test_a_docstring_is_signed_where_it_is_not(docstring: str, signed: str) -> None:
+    assert submit.sign(f"{docstring}\nMATH = 1\n", AUTHOR) == f"{signed}\nMATH = 1\n"
+
+
+@pytest.mark.parametrize(
+    ("docstring", "author", "remedy"),
+    [
+        ('"""Tile.\n\nauthor: B\n"""', AUTHOR, "signed by 'B': make them agree"),
+        ("'Tile.'", AUTHOR, "write the line 'author: A. Contributor'"),
+        ('"""Tile."""', '"""', "write the line"),
+        ('"""Tile."""', "C:\\x41", "write the line"),
+        ('"""Tile."""', "two\nlines", "one line that names somebody"),
+        ('"""Tile."""', " ", "one line that names somebody"),
+        ('"""Tile.\n    notes: indented\n    """', AUTHOR, "write the line"),
+    ],
+)
+def test_what_cannot_be_signed_says_what_to_do(docstring: str, author: str, remedy: str) -> None:
+    with pytest.raises(load.BadInput, match=re.escape(remedy)):
+        submit.sign(docstring, author)
+
+
+@given(st.text(), st.text(max_size=20), st.sampled_from(['"""', "'''", "'"]), st.sampled_from(["", "r"]))
+def test_a_signature_changes_nothing_else(text: str, author: str, quotes: str, prefix: str) -> None:
+    source = f"{prefix}{quotes}{text}{quotes}\nMATH = ('tf32',)\nclass ModelNew: ...\n"
+    assume(not any(one.severity == lint.ERROR for one in submit.findings(source)))
+    try:
+        signed = submit.sign(source, author)
+    except load.BadInput:
+        return
+    assert lint.read_header(signed) == replace(lint.read_header(source), author=author.strip())
+    before, after = ([ast.dump(node) for node in ast.parse(one).body[1:]] for one in (source, signed))
+    assert before == after
+    assert submit.sign(signed, author) == signed
+
+
+@given(st.text(st.sampled_from(string.printable + "éß/.."), min_size=1, max_size=120))
+def test_a_name_is_safe_in_a_path_and_stays_what_it_is(text: str) -> None:
+    try:
+        name = submit.slug(text)
+    except load.BadInput:
+        return
+    assert re.fullmatch("[a-z][a-z0-9_]{0,47}", name)
+    assert submit.slug(name) == name
+
+
+def test_names_are_made_of_whole_words() -> None:
+    assert submit.slug("Sub-pixel  décomposition, 2x!") == "sub_pixel_decomposition_2x"
+    assert submit.slug("word " * 20) == "_".join(["word"] * 9)
+    assert submit.slug("x" * 49) == "x" * 48
+    for nothing in ("", "../..", "3x faster"):
+        with pytest.raises(load.BadInput, match="choose a --name"):
+            submit.slug(nothing)
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where a submission may end, with what was there before."""
+
+    root: Path
+
+    @property
+    def results(self) -> Path:
+        return self.root / "results"
+
+    @property
+    def solutions(self) -> Path:
+        return self.root / "solutions"
+
+    def snapshot(self) -> dict[str, bytes | None]:
+        """Return files and folders; the lock of a whole results folder is nobody's content."""
+        found = (path for path in self.root.rglob("*") if not path.name.startswith(".lock"))
+        return {str(path): path.read_bytes() if path.is_file() else None for path in found}
+
+    def propose(self, source: str = SOURCE, name: str | None = None) -> load.Solution:
+        return submit.propose(source, PROBLEM.name, AUTHOR, name, self.solutions)
+
+    def main(self, file: Path, *options: str, command: str = "submit") -> int:
+        places = ("--results", str(self.results), "--solutions", str(self.solutions))
+        words = ("--problem", PROBLEM.name, "--author", AUTHOR, "--device", "cpu", *places, *options)
+        return main([command, str(file), *words])
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Folders:
+    folders = Folders(tmp_path / "root")
+    for text, path in (
+        ('"""Other."""\n', folders.solutions / PROBLEM.name / "other.py"),
+        ('{"an earlier": "record"}\n{"torn', folders.results / "h200" / PROBLEM.name / "other.jsonl"),
+    ):
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    return folders
+
+
+def test_a_solution_is_named_by_its_technique_and_never_written_over(folders: Folders) -> None:
+    solution = folders.propose()
+    assert solution.name == "ask_the_layer"
+    assert solution.path == folders.solutions / PROBLEM.name / "ask_the_layer.py"
+    assert lint.read_header(solution.source).author == AUTHOR
+    solution.path.write_bytes(solution.source.encode())
+    assert folders.propose() == solution
+    for source, name in ((SOURCE + "\n", None), (SOURCE, "Other")):
+        with pytest.raises(load.BadInput, match="is another text: choose another --name"):
+            folders.propose(source, name)
+    assert folders.propose(name="Ask again").name == "ask_again"
+
+
+def test_without_a_gpu_it_stops_after_correctness_and_says_what_remains(
+    folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, before = tmp_path / "mine.py", folders.snapshot()
+    file.write_text(SOURCE)
+    assert folders.main(file) == 0
+    said = capsys.readouterr()
+    assert folders.snapshot() == before
+    assert f"{file}:10: advice [library]" in said.out
+    assert f"correct, on smoke and hidden shapes: {CELLS} PASS\nnothing is timed" in said.out
+    assert "hidden/drawn tf32 PASS" in said.err
+    (command,) = re.findall(r"on a GPU: python -m runner (submit .*)", said.out)
+    words = shlex.split(command)
+    assert words[words.index("--author") + 1] == AUTHOR
+    assert words[words.index("--name") + 1] == "ask_the_layer"
+    assert main([*words, "--device", "cuda:99"]) == 4  # it parses; there is no such GPU
+
+
+#: name -> text and what its report has to hold; between them all that a contestant can do wrong
+REFUSED = {
+    **{
+        name: ((FAULTS / f"{name}.py").read_text(), ": ".join(expectation(FAULTS / f"{name}.py")))
+        for name in (
+            *("returns_its_input", "writes_its_input", "exits_at_once"),
+            *("hangs_in_forward", "segfaults", "exhausts_memory"),
+        )
+    },
+    "takes_too_few": (changed("kernel, stride=1", "stride=1"), "BUILD: "),
+}
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Record]:
+    """Have one judge look at all of them, and at one that is right, so as not to start a judge for each."""
+    folder = tmp_path_factory.mktemp("judged")
+    proposed = Folders(folder).propose()
+    texts = {**{name: text for name, (text, _) in REFUSED.items()}, proposed.name: proposed.source}
+    solutions = tuple(load.Solution(name, folder / f"{name}.py", text) for name, text in texts.items())
+    cells = pipeline.plan_cells(PROBLEM, ["smoke/sparse"], ["fp32"], ["tf32"], "cpu", 128)
+    limits = {"build_s": 4.0, "call_s": 2.0, "memory_bytes": 2**29}
+    request = pipeline.Request(PROBLEM, solutions, cells, (), "cpu", folder / "results", limits=limits)
+    return {one.solution: one for one in pipeline.run(request, lambda _: None).records}
+
+
+@pytest.fixture
+def passed(judged: dict[str, Record]) -> Record:
+    assert judged["ask_the_layer"].status is Status.PASS
+    return judged["ask_the_layer"]
+
+
+def run_with(record_of: Callable[[Cell], Record]) -> submit.Run:
+    """Return a run that has the records already."""
+
+    def run(request: pipeline.Request, watch: Callable[[pipeline.Event], None]) -> pipeline.Outcome:
+        jobs, records = request.jobs, []
+        for index, job in enumerate(jobs):
+            records.append(replace(record_of(job.cell), cell=job.cell))
+            watch(pipeline.Event(index, len(jobs), job, records[-1]))
+        return pipeline.Outcome(tuple(records), 0, ())
+
+    return run
+
+
+def cpu_request(folders: Folders, source: str) -> pipeline.Request:
+    cells = pipeline.plan_cells(PROBLEM, (), ["fp32", "fp16"], ["tf32", "fp32"], "cpu", 128)
+    return pipeline.Request(PROBLEM, (folders.propose(source),), cells, (), "cpu", folders.results)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_submission_that_fails_leaves_both_folders_untouched(
+    name: str, folders: Folders, judged: dict[str, Record]
+) -> None:
+    (source, expected), before = REFUSED[name], folders.snapshot()
+    seen: list[pipeline.Event] = []
+    run = run_with(lambda _: judged[name])
+    report = submit.submit(cpu_request(folders, source), "mine.py", seen.append, run=run)
+    assert folders.snapshot() == before
+    assert len(seen) == len(report.records) == 1  # nothing is run after a failure
+    assert report.written == ()
+    first, second, third = report.lines
+    assert first == f"before the first failure, of {CELLS} cells: none"
+    assert second.startswith(f"smoke/sparse tf32: {expected}")
+    assert third.startswith("nothing is written; to see it again: python -m runner check mine.py")
+
+
+def test_each_status_of_a_fault_is_tried(judged: dict[str, Record]) -> None:
+    assert {one.status for one in judged.values()} == {
+        *(Status.PASS, Status.WRONG, Status.VIOLATION, Status.MISSING),
+        *(Status.TIMEOUT, Status.CRASH, Status.OOM, Status.BUILD),
+    }
+
+
+def test_a_file_that_covers_no_cell_is_bad_input(folders: Folders, passed: Record) -> None:
+    failed = Failed(Status.NOT_COVERED, "plan", "not declared")
+    run = run_with(lambda _: replace(passed, status=failed.status, failed=failed, checked=None))
+    with pytest.raises(load.BadInput, match=rf"run in no cell \({CELLS} NOT_COVERED\)"):
+        submit.submit(cpu_request(folders, SOURCE), "mine.py", lambda _: None, run=run)
+
+
+def test_knowing_the_public_shapes_is_not_enough_and_the_failure_can_be_seen_again(
+    folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = ("batch", "in_channels", "height", "width", "out_channels")
+    known = {tuple(shape[size] for size in sizes) for shape in SMOKE.values()}
+    file, before = tmp_path / "mine.py", folders.snapshot()
+    file.write_text(
+        changed("self.layer(x)\n", f"self.layer(x) + ((*x.shape, self.layer.out_channels) not in {known})\n")
+    )
+    assert folders.main(file, "--dtype", "fp32", "--math", "tf32") == 1
+    said = capsys.readouterr().out
+    assert folders.snapshot() == before
+    assert f"of {len(SMOKE) + 1} cells: {len(SMOKE)} PASS\nhidden/drawn tf32: WRONG: values" in said
+    (command,) = re.findall(r"to see it again: python -m runner (.*)", said)
+    assert main(shlex.split(command)) == 1
+    assert "0 of 1 cells pass" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("class ModelNew(:\n", "syntax"),
+        (changed("ModelNew", "Model"), "no-model"),
+        (changed(SOURCE.partition("\n")[0], ""), "no-technique"),
+        (changed("from torch", "import numpy\nfrom torch"), "import"),
+    ],
+)
+def test_lint_refuses_before_anything_runs(
+    text: str, rule: str, folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, before = tmp_path / "mine.py", folders.snapshot()
+    file.write_text(text)
+    assert folders.main(file) == 1
+    said = capsys.readouterr()
+    assert f"error [{rule}]" in said.out
+    assert said.out.endswith(f"mend what is an error in '{file}'\n")
+    assert said.err == ""
+    assert folders.snapshot() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--problem", "problems/convtranspose2d.py"), "problem of problems/ 'problems/convtranspose2d.py'"),
+        (("--problem", "softmax"), "problem of problems/ 'softmax'"),
+        (("--author", "B\nC"), "one line that names somebody"),
+        (("--name", "Other"), "choose another --name"),
+        (("--name", "3x"), "choose a --name"),
+        (("--dtype", "fp61"), "did you mean fp16"),
+    ],
+)
+def test_bad_input_is_one_line(
+    options: tuple[str, str],
+    words: str,
+    folders: Folders,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file, before = tmp_path / "mine.py", folders.snapshot()
+    file.write_text(changed(".ConvTranspose2d", ".Identity"))
+    assert folders.main(file, *options) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
+    assert folders.snapshot() == before
+
+
+def on_a_gpu(passed: Record, failing: str = "", status: Status = Status.WRONG) -> submit.Run:
+    """Return a run that gives each cell the record that passed, as if it was made on an H200."""
+
+    def one(cell: Cell) -> Record:
+        if f"{cell.sweep}/{cell.label}" != failing:
+            return replace(passed, card="h200")
+        return replace(passed, status=status, failed=Failed(status, "time", "values"), checked=None)
+
+    return run_with(one)
+
+
+def gpu_request(folders: Folders) -> pipeline.Request:
+    cells = pipeline.plan_cells(PROBLEM, ["kernelbench"], ["fp32", "fp16"], ["tf32", "fp32"], "cuda:0", 128)
+    return pipeline.Request(PROBLEM, (folders.propose(),), cells, ("cudnn",), "cuda:0", folders.results)
+
+
+def test_on_a_gpu_a_file_and_its_records_are_kept_and_go_to_the_table(
+    folders: Folders, passed: Record
+) -> None:
+    request, seen, before = gpu_request(folders), [], folders.snapshot()
+    report = submit.submit(request, "mine.py", seen.append, run=on_a_gpu(passed))
+    solution = load.find_solution("ask_the_layer", PROBLEM.name, folders.root)
+    records, problems = record.read(folders.results / "h200" / PROBLEM.name / "ask_the_layer.jsonl")
+    assert problems == []
+    assert {one.cell.key for one in records} == {cell.key for cell in request.cells}
+    assert {(one.solution_digest, one.author) for one in records} == {(solution.digest, AUTHOR)}
+    assert report.written == (solution.path, folders.results / "h200" / PROBLEM.name / "ask_the_layer.jsonl")
+    assert {event.job.cell.sweep for event in seen} == {"smoke", HIDDEN, "kernelbench"}
+    assert before.items() <= folders.snapshot().items()
+
+    shutil.copytree(ROOT / "problems", folders.root / "problems")
+    boards, _ = leaderboard.read(folders.results, folders.root)
+    assert {entry.stale for board in boards for _, entry in board.ranked} == {""}
+    words = "\n".join(report.lines)
+    assert re.search(
+        f"^timed on h200: {len(records)} PASS, isolation (full|partial|none)$", words, re.MULTILINE
+    )
+    assert "ranked ones do not exist yet" in words
+    assert f"leaderboard --write --results {folders.results}" in words
+
+
+def test_the_same_text_may_come_again(folders: Folders, passed: Record) -> None:
+    for times in (1, 2):
+        report = submit.submit(gpu_request(folders), "mine.py", lambda _: None, run=on_a_gpu(passed))
+        lines = report.written[1].read_text().splitlines()
+        assert len(lines) == times * len(gpu_request(folders).cells)
+
+
+@pytest.mark.parametrize(
+    ("failing", "command"), [("smoke/groups", "check mine.py"), ("kernelbench/81", "run --solution mine.py")]
+)
+@pytest.mark.parametrize("status", [Status.WRONG, Status.INVALID, Status.ERROR])
+def test_a_failure_on_a_gpu_keeps_nothing(
+    failing: str, command: str, status: Status, folders: Folders, passed: Record
+) -> None:
+    seen: list[pipeline.Event] = []
+    before = folders.snapshot()
+    run = on_a_gpu(passed, failing, status)
+    report = submit.submit(gpu_request(folders), "mine.py", seen.append, run=run)
+    assert folders.snapshot() == before
+    assert report.records[-1].status is seen[-1].record.status is status
+    assert f"{failing} tf32: {status}: values" in report.lines
+    assert f"to see it again: python -m runner {command}" in report.lines[-1]
+    words = shlex.split(report.lines[-1].partition("python -m runner ")[2])
+    assert _parser().parse_args(words).shapes == [failing]
+
+
+def test_a_dry_run_on_a_gpu_stops_after_correctness(folders: Folders, passed: Record) -> None:
+    seen: list[pipeline.Event] = []
+    before = folders.snapshot()
+    run = on_a_gpu(passed)
+    report = submit.submit(gpu_request(folders), "mine.py", seen.append, dry_run=True, run=run)
+    assert {event.job.cell.sweep for event in seen} == {"smoke", HIDDEN}
+    assert report.written == ()
+    assert folders.snapshot() == before
+
+
+def interrupted(_: Folders, monkeypatch: pytest.MonkeyPatch) -> type[BaseException]:
+    """Interrupt in the middle of the records."""
+    append, calls = record.append, iter(range(5))
+
+    def some(path: Path, one: Record) -> None:
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        append(path, one)
+
+    monkeypatch.setattr(record, "append", some)
+    return KeyboardInterrupt
+
+
+def no_results(folders: Folders, _: pytest.MonkeyPatch) -> type[BaseException]:
+    """Leave no place for records: a file is where their folder should be."""
+    shutil.rmtree(folders.results / "h200")
+    (folders.results / "h200").write_text("precious")
+    return record.ResultsUnwritable
+
+
+def no_solutions(folders: Folders, _: pytest.MonkeyPatch) -> type[BaseException]:
+    shutil.rmtree(folders.solutions)
+    folders.solutions.write_text("precious")
+    return pipeline.HarnessFailure
+
+
+def new_folders(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> type[BaseException]:
+    for folder in (folders.solutions, folders.results / "h200"):
+        shutil.rmtree(folder)
+    return interrupted(folders, monkeypatch)
+
+
+def kept_before(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> type[BaseException]:
+    """Submit what is there already, beside a record whose writer was killed."""
+    solution = folders.propose()
+    solution.path.write_text(solution.source)
+    (folders.results / "h200" / PROBLEM.name / "ask_the_layer.jsonl").write_text('{"a": 1}\n{"torn')
+    return interrupted(folders, monkeypatch)
+
+
+def taken_meanwhile(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> type[BaseException]:
+    monkeypatch.setattr(submit, "_require_place", lambda _: None)
+    path = folders.propose().path
+    monkeypatch.undo()
+    path.write_text("another text")
+    return load.BadInput
+
+
+FAILURES = (interrupted, no_results, no_solutions, new_folders, kept_before, taken_meanwhile)
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: failure.__name__)
+def test_a_failure_while_keeping_undoes_both_moves(
+    failure: Callable[[Folders, pytest.MonkeyPatch], type[BaseException]],
+    folders: Folders,
+    passed: Record,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    request = gpu_request(folders)
+    expected = failure(folders, monkeypatch)
+    before = folders.snapshot()
+    with pytest.raises(expected):
+        submit.submit(request, "mine.py", lambda _: None, run=on_a_gpu(passed))
+    assert folders.snapshot() == before
+
+
+def test_a_results_folder_in_use_keeps_nothing(folders: Folders, passed: Record) -> None:
+    before = folders.snapshot()
+    with record.lock_results(folders.results), pytest.raises(record.ResultsBusy, match="in use"):
+        submit.submit(gpu_request(folders), "mine.py", lambda _: None, run=on_a_gpu(passed))
+    assert folders.snapshot() == before
+
+
+ANSWER = '''"""Ask the layer."""
+import torch
+import torch.nn as nn
+import triton
+import triton.language as tl
+
+''' + SOURCE.partition("from torch import nn\n\n")[2]
+SPARSE = ("--shapes", "smoke/sparse", "--dtype", "fp32", "--math", "tf32", "--device", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("text", "rules", "code"),
+    [
+        (ANSWER, ("--rules", "owner"), 0),
+        (ANSWER + "SIZE = 1\n", (), 0),
+        (ANSWER + "SIZE = 1\n", ("--rules", "owner"), 1),
+    ],
+)
+def test_check_holds_a_file_against_the_owners_rules_on_demand(
+    text: str,
+    rules: tuple[str, ...],
+    code: int,
+    passed: Record,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pipeline, "run", run_with(lambda _: passed))
+    file = tmp_path / "mine.py"
+    file.write_text(text)
+    assert main(["check", str(file), "--problem", PROBLEM.name, *SPARSE, *rules]) == code
+    said = capsys.readouterr().out
+    assert ("error [nothing-else]" in said) is bool(code)
+    assert "1 of 1 cells pass" in said
+
+
+def answered(text: str, folder: Path, *options: str) -> int:
+    file = folder / "reply.md"
+    file.write_text(f"Here.\n```python\n{text}```\n")
+    return main(["prompt", "--answer", str(file), "--problem", PROBLEM.name, *SPARSE, *options])
+
+
+def test_an_answer_that_keeps_the_rules_is_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert answered(ANSWER.replace("self.layer(x)\n", "self.layer(x) + 1\n"), tmp_path) == 1
+    said = json.loads(capsys.readouterr().out)
+    (failure,) = said["correctness"].pop("failures")
+    assert (said["refused"], said["correctness"]) == (False, {"cells": 1, "passed": 0})
+    assert (failure["cell"], failure["status"]) == ("smoke/sparse tf32", "WRONG")
+    assert failure["shape"]["in_channels"] == SMOKE["sparse"]["in_channels"]
+    assert failure["reason"].startswith("values")
+
+
+def test_an_answer_that_is_right_has_no_failures(
+    passed: Record, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "run", run_with(lambda _: passed))
+    assert answered(ANSWER, tmp_path) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["correctness"] == {"cells": 1, "passed": 1, "failures": []}
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "code"), [(ANSWER, ["--no-run"], 0), (ANSWER + "SIZE = 1\n", [], 1)]
+)
+def test_an_answer_is_not_run_on_demand_and_where_it_breaks_a_rule(
+    text: str, options: list[str], code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert answered(text, tmp_path, *options) == code
+    said = json.loads(capsys.readouterr().out)
+    assert said["refused"] is bool(code)
+    assert "correctness" not in said
+
+
+@pytest.mark.parametrize(
+    "problem", sorted(path.name for path in (ROOT / "solutions").iterdir() if path.is_dir())
+)
+def test_every_solution_in_the_repository_is_correct(problem: str, tmp_path: Path) -> None:
+    found = load.find_problem(problem)
+    solutions = tuple(load.find_solution(name, problem) for name in load.solution_names(problem))
+    cells = pipeline.plan_cells(found, (), ["fp32"], ["tf32"], "cpu", 128)
+    request = pipeline.Request(found, solutions, cells, (), "cpu", tmp_path / "results")
+    records = pipeline.run(request, lambda _: None).records
+    assert [one for one in records if one.status not in submit.ADMITTED] == []
+
+
+def committed() -> Iterator[tuple[Path, Record]]:
+    for path in sorted((ROOT / "results").glob("*/*/*.jsonl")):
+        records, problems = record.read(path)
+        assert problems == []
+        yield from ((path, one) for one in records)
+
+
+def test_a_committed_record_is_of_the_file_in_solutions_or_stale() -> None:
+    boards, _ = leaderboard.read(ROOT / "results")
+    entries = [entry for board in boards for _, entry in board.ranked]
+    stale = {(entry.solution, entry.digest) for entry in entries if entry.stale}
+    for path, one in committed():
+        assert path == record.results_path(ROOT / "results", one.card, one.problem, one.solution)
+        if one.card != "cpu" and one.solution in load.solution_names(one.problem):
+            current = load.find_solution(one.solution, one.problem).digest
+            assert one.solution_digest == current or (one.solution, one.solution_digest) in stale
