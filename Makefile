@@ -13,7 +13,7 @@ run: $(VENV)/ready
 	$(BIN)/python -m runner --problem convtranspose2d
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -q -m "not gpu"
+	$(BIN)/python -m pytest -q -m "not gpu and not browser"
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check

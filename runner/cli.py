@@ -176,11 +176,11 @@ def _add_leaderboard(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--problem", metavar="NAME", help="default: all")
     parser.add_argument("--by", choices=("shape", "dtype"), help="default: a board for each arithmetic")
     parser.add_argument("--format", choices=(*FORMATS, "html"), default="table")
-    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder for --format html")
     parser.add_argument("--results", type=Path, default=ROOT / "results", metavar="DIR")
-    readme = parser.add_mutually_exclusive_group()
-    readme.add_argument("--write", action="store_true", help="put all boards into the README of DIR")
-    readme.add_argument("--check", action="store_true", help="exit 1 unless that README shows them")
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder for --format html")
+    output.add_argument("--write", action="store_true", help="put all boards into the README of DIR")
+    output.add_argument("--check", action="store_true", help="exit 1 unless that README shows them")
     parser.set_defaults(command=_leaderboard)
 
 

@@ -169,9 +169,9 @@ def test_adding_a_file_is_registering_it(tmp_path: Path) -> None:
     [
         (
             lambda: load.find_problem("convtranspose"),
-            "unknown problem 'convtranspose': did you mean convtranspose2d?",
+            "unknown problem 'convtranspose': did you mean convtranspose",
         ),
-        (lambda: load.find_problem("xyz"), "unknown problem 'xyz': known: convtranspose2d"),
+        (lambda: load.find_problem("xyz"), "unknown problem 'xyz': known: "),
         (lambda: load.find_problem(""), "unknown problem ''"),
         (lambda: load.find_solution("phase_gem", "convtranspose2d"), "did you mean phase_gemm"),
         (lambda: load.find_solution("phase_gemm", "nothing"), "unknown solution 'phase_gemm': known: none"),
