@@ -7,33 +7,22 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runner.load import ROOT, BadInput
+from runner.arguments import parse
+from runner.load import BadInput
 from runner.schema import DTYPES, MATHS
 
 if TYPE_CHECKING:
     from runner.lint import Finding
     from runner.load import Problem, Solution
-    from runner.pipeline import Event, Outcome, Request
+    from runner.pipeline import Event, Outcome
+    from runner.plan import Request
     from runner.schema import Record
     from runner.submit import Report
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_HARNESS, EXIT_DEVICE = range(5)
-FORMATS = ("table", "github", "json", "csv")
-_EPILOG = (
-    "exit codes: 0 done; 1 a solution failed; 2 wrong usage or bad input; 3 the harness failed; "
-    "4 no such device"
-)
-
-
-class _Parser(argparse.ArgumentParser):
-    """Wrong usage is one line, like every other bad input."""
-
-    def error(self, message: str) -> None:  # type: ignore[override] # raises instead of exiting
-        raise BadInput(f"{message} (see {self.prog} --help)")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -41,9 +30,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         if not sys.platform.startswith("linux"):
             raise BadInput(f"KernelWave runs on Linux (or WSL), not on {sys.platform}")
-        options = _parser().parse_args(_with_command(list(arguments)))
-        command: Callable[[argparse.Namespace], int] = options.command
-        return command(options)
+        options = parse(arguments)
+        return _COMMANDS[options.command](options)
     except KeyboardInterrupt:
         print("interrupted: what is recorded stays; run again to go on", file=sys.stderr)
         return 130
@@ -72,184 +60,6 @@ def _code_of(error: Exception) -> int | None:
     return next((code for kind, code in codes.items() if isinstance(error, kind)), None)
 
 
-def _with_command(arguments: list[str]) -> list[str]:
-    """`run` may be left out: `python -m runner --problem NAME`."""
-    commands = ("run", "list", "check", "import", "leaderboard", "prompt", "explain", "submit")
-    plain = arguments and (arguments[0] in commands or arguments[0] in ("-h", "--help", "--version"))
-    return arguments if plain else ["run", *arguments]
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="python -m runner", description="KernelWave: GPU kernels against PyTorch", epilog=_EPILOG
-    )
-    parser.add_argument("--version", action="version", version=_version())
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
-    _add_run(
-        commands.add_parser("run", help="check and time solutions (the default command)", epilog=_EPILOG)
-    )
-    listing = commands.add_parser("list", help="problems, sweeps, solutions, baselines, cards, stages")
-    listing.set_defaults(command=_list)
-    checking = commands.add_parser("check", help="lint and correctness of one file, nothing is recorded")
-    checking.add_argument("file", metavar="FILE")
-    checking.add_argument("--problem", required=True, metavar="NAME|PATH")
-    checking.add_argument(
-        "--rules",
-        choices=("owner",),
-        help="also hold it against the output rules of `prompt`, which bind then",
-    )
-    _add_cells(checking)
-    checking.set_defaults(command=_check)
-    importing = commands.add_parser("import", help="sort in records that another machine wrote with -o")
-    importing.add_argument("file", type=Path, metavar="FILE")
-    importing.add_argument("--results", type=Path, default=ROOT / "results", metavar="DIR")
-    importing.set_defaults(command=_import)
-    _add_leaderboard(commands.add_parser("leaderboard", help="rank what is recorded"))
-    _add_prompt(commands.add_parser("prompt", help="a page for whoever wants to do better"))
-    _add_explain(commands.add_parser("explain", help="launches on a card that need not be there"))
-    _add_submit(commands.add_parser("submit", help="judge one file; keep it with its records if it passes"))
-    return parser
-
-
-def _version() -> str:
-    try:
-        return f"kernelwave {metadata.version('kernelwave')}"
-    except metadata.PackageNotFoundError:
-        return "kernelwave (a checkout that is not installed)"
-
-
-def _add_cells(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--shapes", action="append", default=[], metavar="SWEEP|LABEL|k=v,...", help="default: by device"
-    )
-    _add_arithmetics(parser)
-    parser.add_argument(
-        "--card", metavar="NAME", help="GPU that the sweep `waves` is placed for (default: rtx4090)"
-    )
-
-
-def _add_arithmetics(parser: argparse.ArgumentParser) -> None:
-    """Add in which arithmetics, where and within which limits a solution is judged."""
-    parser.add_argument(
-        "--dtype", default="fp32,fp16", metavar="LIST", help=f"of {', '.join(DTYPES)} (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--math", default="tf32,fp32", metavar="LIST", help="accuracy of fp32 cells (default: %(default)s)"
-    )
-    parser.add_argument("--device", metavar="cpu|cuda:N", help="default: a GPU if there is one")
-    parser.add_argument(
-        "--timeout",
-        type=_positive,
-        default=60.0,
-        metavar="S",
-        help="for a call; building takes twice as much",
-    )
-    parser.add_argument(
-        "--memory",
-        type=_positive,
-        metavar="GIB",
-        help="host memory that a solution may hold (default: half of the machine's, at most 8)",
-    )
-
-
-def _add_run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--problem", required=True, metavar="NAME|PATH")
-    parser.add_argument(
-        "--solution", action="append", default=[], metavar="NAME|PATH", help="default: all of the problem"
-    )
-    _add_cells(parser)
-    parser.add_argument("--baseline", action="append", default=[], metavar="NAME", help="default: all")
-    parser.add_argument("--quick", action="store_true", help="stop at an interval of 3 %% instead of 1 %%")
-    parser.add_argument("--rerun", action="store_true", help="run cells that are recorded already")
-    parser.add_argument("--budget", type=_positive, metavar="S", help="begin no cell after this time")
-    parser.add_argument("--dry-run", action="store_true", help="show the plan and its estimated time")
-    parser.add_argument("--format", choices=FORMATS, default="table")
-    parser.add_argument("--results", type=Path, default=ROOT / "results", metavar="DIR")
-    parser.add_argument(
-        "-o", "--output", type=Path, metavar="FILE", help="write all records to one file, for `import`"
-    )
-    parser.set_defaults(command=_run)
-
-
-def _add_leaderboard(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--card", metavar="NAME", help="default: all")
-    parser.add_argument("--problem", metavar="NAME", help="default: all")
-    parser.add_argument("--by", choices=("shape", "dtype"), help="default: a board for each arithmetic")
-    parser.add_argument("--format", choices=(*FORMATS, "html"), default="table")
-    parser.add_argument("--results", type=Path, default=ROOT / "results", metavar="DIR")
-    output = parser.add_mutually_exclusive_group()
-    output.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder for --format html")
-    output.add_argument("--write", action="store_true", help="put all boards into the README of DIR")
-    output.add_argument("--check", action="store_true", help="exit 1 unless that README shows them")
-    parser.set_defaults(command=_leaderboard)
-
-
-def _add_prompt(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--problem", metavar="NAME|PATH")
-    parser.add_argument("--solution", metavar="NAME|PATH")
-    parser.add_argument("--stage", metavar="NAME", help="see `list`")
-    parser.add_argument("--card", default="rtx4090", metavar="NAME", help="default: %(default)s")
-    parser.add_argument(
-        "--profile", type=Path, metavar="FILE", help="JSON: {metrics: {kernel: {name: value}}}"
-    )
-    parser.add_argument(
-        "--shapes", action="append", default=[], metavar="SWEEP|LABEL|k=v,...", help="default: kernelbench"
-    )
-    parser.add_argument("--results", type=Path, default=ROOT / "results", metavar="DIR")
-    parser.add_argument(
-        "--answer",
-        type=Path,
-        metavar="FILE",
-        help="hold a model's reply against the output rules, as JSON, and run it if --problem is named",
-    )
-    parser.add_argument("--no-run", action="store_true", help="of an answer, judge the text alone")
-    _add_arithmetics(parser)
-    parser.set_defaults(command=_prompt)
-
-
-def _add_explain(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--problem", required=True, metavar="NAME|PATH")
-    parser.add_argument(
-        "--solution", action="append", default=[], metavar="NAME|PATH", help="default: all of the problem"
-    )
-    parser.add_argument(
-        "--shapes", action="append", default=[], metavar="SWEEP|LABEL|k=v,...", help="default: kernelbench"
-    )
-    parser.add_argument("--dtype", default="fp32", metavar="LIST", help="default: %(default)s")
-    parser.add_argument("--math", default="tf32", metavar="LIST", help="default: %(default)s")
-    parser.add_argument(
-        "--card", action="append", default=[], metavar="NAME", help="several stand side by side"
-    )
-    parser.add_argument(
-        "--timeout", type=_positive, default=120.0, metavar="S", help="for one cell on one card"
-    )
-    parser.add_argument("--format", choices=FORMATS, default="table")
-    parser.set_defaults(command=_explain)
-
-
-def _add_submit(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE")
-    parser.add_argument("--problem", required=True, metavar="NAME")
-    parser.add_argument("--author", required=True, metavar="NAME")
-    parser.add_argument("--name", metavar="TECHNIQUE", help="default: from the first line of the docstring")
-    _add_arithmetics(parser)
-    parser.add_argument("--dry-run", action="store_true", help="stop after correctness, write nothing")
-    parser.add_argument("--results", type=Path, default=ROOT / "results", metavar="DIR")
-    parser.add_argument("--solutions", type=Path, default=ROOT / "solutions", metavar="DIR")
-    parser.set_defaults(command=_submit, shapes=[], card=None, baseline=[], rerun=True, quick=False)
-    parser.set_defaults(budget=None, output=None)
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a positive number")
-    return value
-
-
 def _choices(kind: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
     from runner.load import unknown  # noqa: PLC0415 - only when a run is planned
 
@@ -261,7 +71,7 @@ def _choices(kind: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
 
 
 def _request(options: argparse.Namespace, problem: Problem, solutions: Sequence[Solution]) -> Request:
-    from runner import cards, devices, load, pipeline  # noqa: PLC0415 - `--help` need not pay
+    from runner import cards, devices, load, plan  # noqa: PLC0415 - `--help` need not pay
 
     baselines = load.baseline_names()
     for name in options.baseline:
@@ -271,11 +81,11 @@ def _request(options: argparse.Namespace, problem: Problem, solutions: Sequence[
     if options.card is not None and options.card not in cards.card_names():
         raise load.unknown("card", options.card, cards.card_names())
     device = devices.choose(options.device)
-    sms = cards.load_card(options.card or pipeline.TARGET_CARD).sms
-    return pipeline.Request(
+    sms = cards.load_card(options.card or plan.TARGET_CARD).sms
+    return plan.Request(
         problem=problem,
         solutions=tuple(dict.fromkeys(solutions)),
-        cells=pipeline.plan_cells(problem, options.shapes, dtypes, maths, device, sms),
+        cells=plan.plan_cells(problem, options.shapes, dtypes, maths, device, sms),
         baselines=tuple(options.baseline or baselines),
         device=device,
         results=options.results,
@@ -326,14 +136,14 @@ def _verdict(outcome: Outcome | Report) -> int:
 
 
 def _dry_run(request: Request) -> int:
-    from runner import pipeline  # noqa: PLC0415 - `--help` need not pay
+    from runner import plan  # noqa: PLC0415 - `--help` need not pay
 
     jobs = request.jobs
-    recorded = pipeline.recorded(request)
+    recorded = plan.recorded(request)
     todo = [job for job in jobs if (job.solution.name, job.cell.key) not in recorded]
     for job in todo:
         print(f"{job.solution.name}  {job.cell.sweep}/{job.cell.label}  {job.cell.arithmetic}")
-    seconds = len(todo) * pipeline.ESTIMATE_S[request.device.partition(":")[0]]
+    seconds = len(todo) * plan.ESTIMATE_S[request.device.partition(":")[0]]
     print(
         f"{len(jobs)} cells on {request.device}: {len(jobs) - len(todo)} recorded by this protocol for these "
         f"files, {len(todo)} to run, about {seconds / 60:.1f} min"
@@ -373,9 +183,9 @@ def _plain_progress(event: Event) -> None:
 
 
 def _list(_: argparse.Namespace) -> int:
-    from runner import cards, load, pipeline, stages  # noqa: PLC0415 - `--help` need not pay
+    from runner import cards, load, plan, stages  # noqa: PLC0415 - `--help` need not pay
 
-    sms = cards.load_card(pipeline.TARGET_CARD).sms
+    sms = cards.load_card(plan.TARGET_CARD).sms
     for name in load.problem_names():
         problem = load.find_problem(name)
         print(f"problem {name}")
@@ -396,21 +206,21 @@ def _technique(solution: Solution) -> str:
 
 
 def _explain(options: argparse.Namespace) -> int:
-    from runner import cards, explain, explain_table, load, pipeline  # noqa: PLC0415 - `--help` need not pay
+    from runner import cards, explain, explain_table, load, plan  # noqa: PLC0415 - `--help` need not pay
 
     problem = load.find_problem(options.problem)
     names = options.solution or load.solution_names(problem.name)
     if not names:
         raise BadInput(f"problem '{problem.name}' has no solutions: name one with --solution PATH")
     solutions = [load.find_solution(name, problem.name) for name in names]
-    chosen = list(dict.fromkeys(options.card or [pipeline.TARGET_CARD]))
+    chosen = list(dict.fromkeys(options.card or [plan.TARGET_CARD]))
     for name in chosen:
         if name not in cards.card_names():
             raise load.unknown("card", name, cards.card_names())
     targets = [cards.load_card(name) for name in chosen]
     dtypes, maths = _choices("dtype", options.dtype, DTYPES), _choices("math", options.math, MATHS)
     shapes = options.shapes or ["kernelbench"]
-    cells = pipeline.plan_cells(problem, shapes, dtypes, maths, "cpu", targets[0].sms)
+    cells = plan.plan_cells(problem, shapes, dtypes, maths, "cpu", targets[0].sms)
     reports = explain.explain(problem, solutions, cells, targets, options.timeout)
     print(explain_table.render(reports, options.format))
     return EXIT_FAILED if any("error" in report for report in reports) else EXIT_DONE
@@ -449,13 +259,13 @@ def _correctness(options: argparse.Namespace, problem: Problem, solution: Soluti
     """Judge without times; records go to a folder that is thrown away."""
     from tempfile import TemporaryDirectory  # noqa: PLC0415 - `--help` need not pay
 
-    from runner import pipeline  # noqa: PLC0415
+    from runner import pipeline, plan  # noqa: PLC0415
 
     with TemporaryDirectory(prefix="kernelwave-check-") as folder:
         options.__dict__.update(
             baseline=[], rerun=True, budget=None, output=None, results=Path(folder), quick=True
         )
-        request = pipeline.without_timing(_request(options, problem, [solution]))
+        request = plan.without_timing(_request(options, problem, [solution]))
         return pipeline.run(request, _plain_progress)
 
 
@@ -566,3 +376,15 @@ def _prompt(options: argparse.Namespace) -> int:
         )
     )
     return EXIT_DONE
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "run": _run,
+    "list": _list,
+    "check": _check,
+    "import": _import,
+    "leaderboard": _leaderboard,
+    "prompt": _prompt,
+    "explain": _explain,
+    "submit": _submit,
+}

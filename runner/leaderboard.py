@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from runner import cards, load, record
 from runner.analyse import compare, t_quantile
-from runner.pipeline import DEFAULT_SWEEPS, TARGET_CARD
+from runner.plan import DEFAULT_SWEEPS, TARGET_CARD
 from runner.schema import HARMLESS, PROTOCOL, Comparison, Record, Status, digest
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from runner import cards, devices, load, pipeline
+from runner import cards, devices, load, pipeline, plan
 from runner.schema import Record
 
 
@@ -31,11 +31,9 @@ def evaluate(
     """
     found = load.find_problem(problem)
     chosen = devices.choose(device)
-    cells = pipeline.plan_cells(
-        found, shapes, dtypes, maths, chosen, cards.load_card(pipeline.TARGET_CARD).sms
-    )
+    cells = plan.plan_cells(found, shapes, dtypes, maths, chosen, cards.load_card(plan.TARGET_CARD).sms)
     with TemporaryDirectory(prefix="kernelwave-") as folder:
-        request = pipeline.Request(
+        request = plan.Request(
             problem=found,
             solutions=(load.Solution(name, Path(f"{name}.py"), source),),
             cells=cells,

@@ -7,7 +7,7 @@ import statistics
 from typing import TYPE_CHECKING, Any
 
 from runner import cards, load, record
-from runner.pipeline import TARGET_CARD
+from runner.plan import TARGET_CARD
 from runner.roofline import attainable_tflops
 from runner.schema import Comparison, Record, digest
 

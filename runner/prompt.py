@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from runner import cards, load, record, roofline, stages
 from runner.guidance import guidance
 from runner.output_rules import OUTPUT_RULES
-from runner.pipeline import plan_cells
+from runner.plan import plan_cells
 from runner.schema import HARMLESS
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from runner import cards, lint, load, pipeline, record
+from runner import cards, lint, load, pipeline, plan, record
 from runner.load import BadInput
 from runner.schema import HIDDEN, PROTOCOL, Cell, Record, Status
 
@@ -31,7 +31,7 @@ BINDING = frozenset({"import", "no-technique"})
 ADMITTED = (Status.PASS, Status.NOT_COVERED, Status.UNSUPPORTED)
 
 #: Runs a request like `pipeline.run`.
-Run = Callable[[pipeline.Request, Callable[[pipeline.Event], None]], pipeline.Outcome]
+Run = Callable[[plan.Request, Callable[[pipeline.Event], None]], pipeline.Outcome]
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def slug(text: str) -> str:
 
 
 def submit(
-    request: pipeline.Request,
+    request: plan.Request,
     file: str,
     watch: Callable[[pipeline.Event], None],
     *,
@@ -127,7 +127,7 @@ def submit(
     """
     with TemporaryDirectory(prefix="kernelwave-submit-") as scratch:
         correctness = replace(
-            pipeline.without_timing(request), cells=_admission(request), results=Path(scratch, "correctness")
+            plan.without_timing(request), cells=_admission(request), results=Path(scratch, "correctness")
         )
         records = _until_failure(correctness, watch, run)
         if _failed(records):
@@ -191,13 +191,13 @@ def _all_or_nothing(paths: Sequence[Path]) -> Iterator[None]:
         raise
 
 
-def _admission(request: pipeline.Request) -> tuple[Cell, ...]:
+def _admission(request: plan.Request) -> tuple[Cell, ...]:
     """Return what a run without a GPU would plan, in the arithmetics of the request."""
-    sms = cards.load_card(pipeline.TARGET_CARD).sms
-    return pipeline.plan_cells(request.problem, (), *_arithmetics(request), "cpu", sms)
+    sms = cards.load_card(plan.TARGET_CARD).sms
+    return plan.plan_cells(request.problem, (), *_arithmetics(request), "cpu", sms)
 
 
-def _arithmetics(request: pipeline.Request) -> tuple[list[str], list[str]]:
+def _arithmetics(request: plan.Request) -> tuple[list[str], list[str]]:
     """Return the request's dtypes and maths in their order."""
     dtypes = dict.fromkeys(cell.dtype for cell in request.cells)
     maths = dict.fromkeys(cell.math for cell in request.cells)
@@ -205,7 +205,7 @@ def _arithmetics(request: pipeline.Request) -> tuple[list[str], list[str]]:
 
 
 def _until_failure(
-    request: pipeline.Request, watch: Callable[[pipeline.Event], None], run: Run
+    request: plan.Request, watch: Callable[[pipeline.Event], None], run: Run
 ) -> tuple[Record, ...]:
     """Run cells up to the first failure, which is then the last record."""
     records: list[Record] = []
@@ -231,7 +231,7 @@ def _tally(records: Sequence[Record]) -> str:
     return ", ".join(f"{count} {status}" for status, count in counts.items()) or "none"
 
 
-def _refusal(request: pipeline.Request, file: str, records: Sequence[Record]) -> tuple[str, ...]:
+def _refusal(request: plan.Request, file: str, records: Sequence[Record]) -> tuple[str, ...]:
     *before, last = records
     reason = last.failed.reason if last.failed else ""
     return (
@@ -241,7 +241,7 @@ def _refusal(request: pipeline.Request, file: str, records: Sequence[Record]) ->
     )
 
 
-def reproduce(request: pipeline.Request, file: str, failed: Record) -> str:
+def reproduce(request: plan.Request, file: str, failed: Record) -> str:
     """Return the command that runs a failed cell of the request again and leaves `results/` alone."""
     cell = failed.cell
     shape = f"{cell.sweep}/{cell.label}"
@@ -259,7 +259,7 @@ def reproduce(request: pipeline.Request, file: str, failed: Record) -> str:
     return _command(*words)
 
 
-def _remainder(request: pipeline.Request, file: str) -> tuple[str, ...]:
+def _remainder(request: plan.Request, file: str) -> tuple[str, ...]:
     """Say what is still to do after correctness, and in which command."""
     (solution,) = request.solutions
     author = lint.read_header(solution.source).author

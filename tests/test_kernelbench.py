@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from runner import load, pipeline
+from runner import load, plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -100,7 +100,7 @@ def test_upstreams_problem_81_is_ours() -> None:
     theirs, ours = load.find_problem(str(path)), load.find_problem("convtranspose2d")
     cases = []
     for problem, shapes in ((theirs, ()), (ours, ("kernelbench/81",))):
-        (cell,) = pipeline.plan_cells(problem, shapes, ("fp32",), ("tf32",), "cpu", 128)
+        (cell,) = plan.plan_cells(problem, shapes, ("fp32",), ("tf32",), "cpu", 128)
         cases.append(Case(problem, cell, torch.device("cpu"), bytes(16)))
     first, second = cases
     assert theirs.foreign

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from runner import cli, lint
+from runner import arguments, lint
 
 ROOT = Path(__file__).parents[1]
 MODULES = {
@@ -190,4 +190,4 @@ def documented_commands() -> list[str]:
 def test_a_documented_command_parses(command: str) -> None:
     words = shlex.split(command, comments=True)
     with contextlib.suppress(SystemExit):  # --help and --version; what is wrong is BadInput
-        cli._parser().parse_args(cli._with_command(words))
+        arguments.parse(words)

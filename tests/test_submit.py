@@ -17,8 +17,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from test_faults import expectation
 
-from runner import leaderboard, lint, load, pipeline, record, submit
-from runner.cli import _parser, main
+from runner import arguments, leaderboard, lint, load, pipeline, plan, record, submit
+from runner.cli import main
 from runner.schema import HIDDEN, Cell, Failed, Record, Status
 
 if TYPE_CHECKING:
@@ -205,9 +205,9 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Record]:
     proposed = Folders(folder).propose()
     texts = {**{name: text for name, (text, _) in REFUSED.items()}, proposed.name: proposed.source}
     solutions = tuple(load.Solution(name, folder / f"{name}.py", text) for name, text in texts.items())
-    cells = pipeline.plan_cells(PROBLEM, ["smoke/sparse"], ["fp32"], ["tf32"], "cpu", 128)
+    cells = plan.plan_cells(PROBLEM, ["smoke/sparse"], ["fp32"], ["tf32"], "cpu", 128)
     limits = {"build_s": 4.0, "call_s": 2.0, "memory_bytes": 2**29}
-    request = pipeline.Request(PROBLEM, solutions, cells, (), "cpu", folder / "results", limits=limits)
+    request = plan.Request(PROBLEM, solutions, cells, (), "cpu", folder / "results", limits=limits)
     return {one.solution: one for one in pipeline.run(request, lambda _: None).records}
 
 
@@ -220,7 +220,7 @@ def passed(judged: dict[str, Record]) -> Record:
 def run_with(record_of: Callable[[Cell], Record]) -> submit.Run:
     """Return a run that has the records already."""
 
-    def run(request: pipeline.Request, watch: Callable[[pipeline.Event], None]) -> pipeline.Outcome:
+    def run(request: plan.Request, watch: Callable[[pipeline.Event], None]) -> pipeline.Outcome:
         jobs, records = request.jobs, []
         for index, job in enumerate(jobs):
             records.append(replace(record_of(job.cell), cell=job.cell))
@@ -230,9 +230,9 @@ def run_with(record_of: Callable[[Cell], Record]) -> submit.Run:
     return run
 
 
-def cpu_request(folders: Folders, source: str) -> pipeline.Request:
-    cells = pipeline.plan_cells(PROBLEM, (), ["fp32", "fp16"], ["tf32", "fp32"], "cpu", 128)
-    return pipeline.Request(PROBLEM, (folders.propose(source),), cells, (), "cpu", folders.results)
+def cpu_request(folders: Folders, source: str) -> plan.Request:
+    cells = plan.plan_cells(PROBLEM, (), ["fp32", "fp16"], ["tf32", "fp32"], "cpu", 128)
+    return plan.Request(PROBLEM, (folders.propose(source),), cells, (), "cpu", folders.results)
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -343,9 +343,9 @@ def on_a_gpu(passed: Record, failing: str = "", status: Status = Status.WRONG) -
     return run_with(one)
 
 
-def gpu_request(folders: Folders) -> pipeline.Request:
-    cells = pipeline.plan_cells(PROBLEM, ["kernelbench"], ["fp32", "fp16"], ["tf32", "fp32"], "cuda:0", 128)
-    return pipeline.Request(PROBLEM, (folders.propose(),), cells, ("cudnn",), "cuda:0", folders.results)
+def gpu_request(folders: Folders) -> plan.Request:
+    cells = plan.plan_cells(PROBLEM, ["kernelbench"], ["fp32", "fp16"], ["tf32", "fp32"], "cuda:0", 128)
+    return plan.Request(PROBLEM, (folders.propose(),), cells, ("cudnn",), "cuda:0", folders.results)
 
 
 def test_on_a_gpu_a_file_and_its_records_are_kept_and_go_to_the_table(
@@ -396,7 +396,7 @@ def test_a_failure_on_a_gpu_keeps_nothing(
     assert f"{failing} tf32: {status}: values" in report.lines
     assert f"to see it again: python -m runner {command}" in report.lines[-1]
     words = shlex.split(report.lines[-1].partition("python -m runner ")[2])
-    assert _parser().parse_args(words).shapes == [failing]
+    assert arguments.parse(words).shapes == [failing]
 
 
 def test_a_dry_run_on_a_gpu_stops_after_correctness(folders: Folders, passed: Record) -> None:
@@ -561,8 +561,8 @@ def test_an_answer_is_not_run_on_demand_and_where_it_breaks_a_rule(
 def test_every_solution_in_the_repository_is_correct(problem: str, tmp_path: Path) -> None:
     found = load.find_problem(problem)
     solutions = tuple(load.find_solution(name, problem) for name in load.solution_names(problem))
-    cells = pipeline.plan_cells(found, (), ["fp32"], ["tf32"], "cpu", 128)
-    request = pipeline.Request(found, solutions, cells, (), "cpu", tmp_path / "results")
+    cells = plan.plan_cells(found, (), ["fp32"], ["tf32"], "cpu", 128)
+    request = plan.Request(found, solutions, cells, (), "cpu", tmp_path / "results")
     records = pipeline.run(request, lambda _: None).records
     assert [one for one in records if one.status not in submit.ADMITTED] == []
 

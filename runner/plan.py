@@ -1,0 +1,124 @@
+"""What is to be run: names and words of a command line to cells."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from runner import load, record
+from runner.schema import HIDDEN, PROTOCOL, Cell, Shape, Status
+
+#: The suite's target; its waves are what the sweep `waves` places shapes for where no card is known.
+TARGET_CARD = "rtx4090"
+DEFAULT_SWEEPS = {"cpu": ("smoke",), "cuda": ("kernelbench", "layers", "ragged", "waves")}
+#: A dry run's estimate of a cell, in seconds, from runs on two cores and on an H100.
+ESTIMATE_S = {"cpu": 0.6, "cuda": 3.0}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One solution on one cell."""
+
+    solution: load.Solution
+    cell: Cell
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a run is asked to do. `limits` are the judge's, in seconds and log ratio."""
+
+    problem: load.Problem
+    solutions: tuple[load.Solution, ...]
+    cells: tuple[Cell, ...]
+    baselines: tuple[str, ...]
+    device: str
+    results: Path
+    output: Path | None = None
+    rerun: bool = False
+    budget_s: float | None = None
+    limits: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def jobs(self) -> list[Job]:
+        """Cell by cell, so that solutions share a cell's oracle and tuned baselines."""
+        return [Job(solution, cell) for cell in self.cells for solution in self.solutions]
+
+
+def plan_cells(
+    problem: load.Problem,
+    shapes: Sequence[str],
+    dtypes: Sequence[str],
+    maths: Sequence[str],
+    device: str,
+    sms: int,
+) -> tuple[Cell, ...]:
+    """Resolve `--shapes` (sweeps, labels, `k=v,...`) in every arithmetic asked for."""
+    sweeps = problem.sweeps(sms)
+    rows = [row for text in shapes for row in _resolve(problem, text, sweeps)]
+    if not shapes:
+        wanted = DEFAULT_SWEEPS[device.partition(":")[0]] if not problem.foreign else tuple(sweeps)
+        rows = [
+            (name, label, shape) for name in wanted if name in sweeps for label, shape in sweeps[name].items()
+        ]
+        hidden = problem.hidden_shape(random.SystemRandom())
+        rows += [(HIDDEN, "drawn", hidden)] if hidden is not None else []
+    cells = [
+        Cell(sweep, label, shape, dtype, math)
+        for sweep, label, shape in rows
+        for dtype in dtypes
+        for math in (maths if dtype == "fp32" else maths[:1])
+    ]
+    return tuple({c.key: c for c in cells}.values())
+
+
+def _resolve(
+    problem: load.Problem, text: str, sweeps: dict[str, dict[str, Shape]]
+) -> Iterator[tuple[str, str, Shape]]:
+    sweep, _, label = text.partition("/")
+    if text in sweeps:
+        yield from ((text, name, shape) for name, shape in sweeps[text].items())
+    elif "=" in text:
+        yield "custom", text, problem.parse_shape(text)
+    elif sweep in sweeps and label in sweeps[sweep]:
+        yield sweep, label, sweeps[sweep][label]
+    else:
+        places = [name for name, rows in sweeps.items() if text in rows]
+        if len(places) > 1:
+            raise load.BadInput(
+                f"shape '{text}' is in several sweeps: say {' or '.join(f'{p}/{text}' for p in places)}"
+            )
+        if not places:
+            labels = {label for rows in sweeps.values() for label in rows}
+            raise load.unknown("sweep or shape", text, {*sweeps, *labels})
+        yield places[0], text, sweeps[places[0]][text]
+
+
+def recorded(request: Request) -> set[tuple[str, str]]:
+    """(solution, cell key) pairs that this protocol has recorded for these files, by any versions."""
+    found = set()
+    for solution in request.solutions:
+        paths = (
+            [request.output]
+            if request.output
+            else request.results.glob(f"*/{request.problem.name}/{solution.name}.jsonl")
+        )
+        for path in paths:
+            cpu = path.parent.parent.name == "cpu"
+            if request.output is None and cpu != (request.device == "cpu"):
+                continue
+            for one in record.read(path)[0]:
+                files = (one.problem_digest, one.solution_digest, one.protocol)
+                if (
+                    files == (request.problem.digest, solution.digest, PROTOCOL)
+                    and one.status is not Status.ERROR
+                ):
+                    found.add((one.solution, one.cell.key))
+    return found
+
+
+def without_timing(request: Request) -> Request:
+    """The same request for correctness alone."""
+    return dataclasses.replace(request, baselines=())
