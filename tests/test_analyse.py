@@ -68,7 +68,6 @@ def bias(comparisons: list[Comparison], truth: float = 1.0) -> float:
     return float(np.mean([math.log(c.speedup / truth) for c in comparisons]))
 
 
-# --- what the interval promises
 
 
 def test_order_statistics_cover_95_percent_at_every_number_of_rounds():
@@ -116,7 +115,6 @@ def test_a_real_difference_is_called(speedup: float, verdict: Verdict):
     assert found.count(verdict) >= 0.99 * len(found)
 
 
-# --- what pairing and the median are for
 
 
 def test_drift_shared_by_both_sides_leaves_no_bias():
@@ -168,7 +166,6 @@ def test_carry_over_within_a_round_needs_random_order():
     assert bias(repeat(lambda random: rounds(random, shuffled=False), 20)) > 0.019
 
 
-# --- diagnostics
 
 
 def test_two_modes_are_flagged_and_one_is_not():
@@ -198,7 +195,6 @@ def test_a_constant_series_raises_no_doubt():
     assert found.mad < 1e-12
 
 
-# --- verdicts and rules on literals
 
 
 @pytest.mark.parametrize(
@@ -291,7 +287,6 @@ def test_what_is_no_pair_of_times_is_refused(candidate: list[float], baseline: l
         compare(candidate, baseline, "b")
 
 
-# --- laws
 
 times = st.floats(0.01, 1e7)
 pairs = st.lists(st.tuples(times, times), min_size=1, max_size=80)

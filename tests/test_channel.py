@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from runner import channel
 from runner.channel import BadFrame, Call, Frame, Kind, Output, Page
-from runner.judge.contestants import Contestant, Foul, Zygotes
+from runner.judge.contestants import Contestant, Foul
+from runner.judge.zygotes import Zygotes
 from runner.schema import Status
 
 if TYPE_CHECKING:
@@ -70,7 +71,6 @@ def shown(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else " " for c in cut)
 
 
-# --- frames
 
 
 @quick
@@ -157,7 +157,6 @@ def test_a_closed_channel_is_the_end() -> None:
             channel.receive(ours)
 
 
-# --- memory
 
 
 def test_sealed_memory_is_shared_through_the_channel() -> None:
@@ -236,7 +235,6 @@ def test_a_sealed_text_cannot_be_changed() -> None:
     os.close(fd)
 
 
-# --- the page
 
 
 @st.composite
@@ -356,7 +354,6 @@ def test_the_sequence_number_is_written_last(monkeypatch: pytest.MonkeyPatch) ->
         assert (order[-1], order.count(1)) == (1, 1)
 
 
-# --- the judge's end of it
 
 
 class Server:

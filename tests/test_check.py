@@ -164,7 +164,6 @@ HONEST: dict[str, dict[str, Callable[[Trial], torch.Tensor]]] = {
 }
 
 
-# --- honest answers
 
 
 def small_shape(rng: random.Random) -> Any:
@@ -225,7 +224,6 @@ def test_the_class_model_truncates_as_the_interpreter_does() -> None:
     assert torch.equal(lost.float(), truncate(t.x))
 
 
-# --- wrong answers
 
 
 def stale(t: Trial, _: torch.Tensor) -> torch.Tensor:
@@ -325,7 +323,6 @@ def test_the_range_of_fp16_fails_in_a_wider_cell(arithmetic: str, scale: float) 
     assert t.tally(answer(t, through(torch.float16))).wrong
 
 
-# --- budgets
 
 
 #: One slice; no tap reaches 42 % of it, which must not dilute the rest.
@@ -468,7 +465,6 @@ def test_kernelbench_is_told_apart() -> None:
     assert not found.kernelbench_close
 
 
-# --- problems of other kinds
 
 
 class Pair(nn.Module):
@@ -505,7 +501,6 @@ def test_several_outputs_and_whole_numbers(dtype: torch.dtype) -> None:
     assert pair_verdict(dtype, lambda y: y[0][0].fill_(float("nan"))).startswith("NaN or infinity: ")
 
 
-# --- form
 
 WANT = torch.empty(2, 3, 4, 5)
 LAST = torch.empty(2, 3, 4, 5).to(memory_format=torch.channels_last)

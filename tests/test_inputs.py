@@ -33,7 +33,6 @@ def raw(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.view(-1).view(torch.uint8)
 
 
-# --- layout
 
 tensors = st.builds(
     lambda shape, dtype: torch.empty(shape, dtype=dtype, device="meta"),
@@ -74,7 +73,6 @@ def test_arguments_keep_order_shape_and_kind(values: list[Any], dtype: str) -> N
         assert view.dtype == (TORCH_DTYPES[dtype] if value.is_floating_point() else value.dtype)
 
 
-# --- families
 
 FAMILIES: dict[str, Callable[[torch.Tensor], bool]] = {
     "signs": lambda row: bool((row.abs() == row[0].abs()).all()),
@@ -133,7 +131,6 @@ def test_a_seed_repeats_its_draws_and_no_draw_repeats_another(dtype: str) -> Non
     assert len(torch.unique(rows, dim=0)) == len(rows)
 
 
-# --- a cell's draws
 
 OURS = load.find_problem("convtranspose2d")
 FOREIGN = """

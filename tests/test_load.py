@@ -59,7 +59,6 @@ def written(folder: Path, name: str, text: str = FOREIGN) -> Path:
     return path
 
 
-# --- shapes
 
 
 @pytest.mark.parametrize(
@@ -139,7 +138,6 @@ def test_any_text_is_a_shape_or_bad_input(text: str) -> None:
     assert shape.keys() == DEFAULTS.keys()
 
 
-# --- names
 
 
 def test_what_is_there_is_found() -> None:
@@ -209,7 +207,6 @@ def test_no_stem_makes_a_name_that_leads_elsewhere(stem: str) -> None:
     assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", load._safe(stem))
 
 
-# --- sources
 
 
 def test_a_source_is_read_as_it_is(tmp_path: Path) -> None:
@@ -268,7 +265,6 @@ def test_a_file_without_permission(tmp_path: Path) -> None:
         load.read_source(path)
 
 
-# --- problem files
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,6 @@ def rounds_of(bench: FakeBench) -> list[list[str]]:
     return [order for order in rounds if order]
 
 
-# --- what interleaving is for
 
 
 @pytest.mark.parametrize("drift", [1.01, 0.99])
@@ -144,7 +143,6 @@ def test_all_variants_of_a_round_get_the_same_fresh_inputs() -> None:
     assert all(part.count("s") in (3, 4) for part in kinds.split("f")[1:])
 
 
-# --- the headline
 
 
 def test_the_headline_is_chosen_on_the_pilot_and_measured_anew() -> None:
@@ -188,7 +186,6 @@ def test_a_lucky_pilot_does_not_flatter_the_headline() -> None:
     assert abs(sum(map(log, speedups)) / len(speedups)) < 0.005
 
 
-# --- disturbances
 
 
 def test_a_disturbed_round_is_run_again_and_counted() -> None:
@@ -228,7 +225,6 @@ def test_a_device_that_is_never_idle_is_disturbed(calm_windows: int) -> None:
         take(FakeBench(TIMES_US, disturbed=set(range(calm_windows + 1, 10_000))))
 
 
-# --- nulls
 
 
 def test_each_process_has_its_own_null() -> None:
@@ -257,7 +253,6 @@ def test_a_window_shorter_than_the_null_has_a_time_above_zero() -> None:
     assert set(by_variant(take(bench))[SOLUTION].times_us) == {0.01}
 
 
-# --- how many calls, how many rounds
 
 
 @given(st.floats(0, 1e7), st.floats(1, 100), st.integers(1, 64))

@@ -41,7 +41,6 @@ def layer(shape: Any, arithmetic: str = "fp32") -> Oracle:
     return oracle_of(lambda: MODULE.Model(*MODULE.get_init_inputs(shape)), arithmetic)
 
 
-# --- which outputs are reached
 
 
 @st.composite
@@ -113,7 +112,6 @@ def test_asking_what_is_reached_leaves_the_class_model_alone() -> None:
     assert torch.equal(*answers)
 
 
-# --- the truth
 
 
 @every_arithmetic
@@ -167,7 +165,6 @@ def test_whole_numbers_stay_whole() -> None:
     assert torch.allclose(lost, product, rtol=2**-7)
 
 
-# --- the reference as it is
 
 
 @pytest.fixture
@@ -209,7 +206,6 @@ def test_a_reference_that_is_broken_is_not_hidden(monkeypatch: pytest.MonkeyPatc
         oracle_of(Gate, "fp16").observed([GATE_INPUTS[0].half(), *GATE_INPUTS[1:]])
 
 
-# --- what a class may lose
 
 finite = st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=20)
 LARGEST_LOSS = {"tf32": 2.0**-10, "fp32": 8e-6, "fp16": 2.0**-18, "bf16": 2.0**-18}

@@ -10,7 +10,8 @@ import pytest
 
 from runner.channel import _LAYOUT, FRAME_BYTES
 from runner.contestant import landlock, libc, probe, sandbox, seccomp
-from runner.judge.contestants import Contestant, Zygotes
+from runner.judge.contestants import Contestant
+from runner.judge.zygotes import Zygotes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -135,7 +136,7 @@ def test_a_probe_that_does_not_answer_proves_nothing(
 ) -> None:
     monkeypatch.setattr(zygotes, "_holes", None)
     monkeypatch.setattr(zygotes, "fork", lambda *_: (-1, -1))
-    monkeypatch.setattr("runner.judge.contestants._PROBE_S", 0.1)
+    monkeypatch.setattr("runner.judge.zygotes._PROBE_S", 0.1)
     assert zygotes.holes() == ("no answer (EOFError)",)
 
 

@@ -76,7 +76,6 @@ def products(shape: Any) -> list[tuple[int, ...]]:
     return [(ih, iw, th, tw, y, x) for ih, th, y in vertical for iw, tw, x in horizontal]
 
 
-# --- flops, bytes, tiles
 
 
 @quick
@@ -137,7 +136,6 @@ def test_kernelbench_figures(label: str, gflop: float, fp32_bytes: int, output: 
     assert problem.output_shape(shape) == output
 
 
-# --- KernelBench's contract
 
 
 def test_problem_81_is_the_default_in_arguments_inputs_and_parameters() -> None:
@@ -198,7 +196,6 @@ def test_an_output_depends_on_the_input_of_its_batch_index_alone() -> None:
     assert torch.allclose(torch.cat([model(part) for part in x.split(1)]), model(x))
 
 
-# --- what the command line reads without torch
 
 
 def test_imports() -> None:
@@ -228,7 +225,6 @@ def test_shapes_and_counts_need_no_torch(monkeypatch: pytest.MonkeyPatch) -> Non
     assert bare.min_bytes(bare.Shape(), 4) == problem.min_bytes(Shape(), 4)
 
 
-# --- sweeps
 
 
 def test_every_row_can_exist_and_fits_a_card() -> None:
@@ -290,7 +286,6 @@ def test_ragged_rows_are_what_they_are_called() -> None:
     assert problem.axes(ragged["cropped"])[0].used() < ragged["cropped"].height
 
 
-# --- waves
 
 
 @pytest.mark.parametrize("sms", SMS)
@@ -351,7 +346,6 @@ def test_few_sms_leave_out_what_has_no_tile() -> None:
     )
 
 
-# --- hidden shapes
 
 
 def test_hidden_shapes_are_possible_small_and_varied() -> None:
@@ -371,7 +365,6 @@ def test_hidden_shapes_are_possible_small_and_varied() -> None:
     assert len(set(shapes)) == len(shapes)
 
 
-# --- validate
 
 
 @quick

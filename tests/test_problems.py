@@ -113,7 +113,6 @@ def products(name: str, shape: Any) -> list[tuple[tuple[int, ...], ...]]:
     return [tuple(zip(*point, strict=True)) for point in itertools.product(*lines)]
 
 
-# --- flops, bytes, tiles
 
 
 @each
@@ -174,7 +173,6 @@ def test_tiles_partition_the_outputs(name: str, data: st.DataObject, block: tupl
     assert problem.tiles(shape, *block) == channel_tiles * pixel_tiles
 
 
-# --- KernelBench
 
 # label -> fewest bytes in fp32, operations if every tap counts at every pixel, output
 FIGURES = {
@@ -352,7 +350,6 @@ def test_an_output_depends_on_the_input_of_its_batch_index_alone(name: str) -> N
     assert torch.allclose(torch.cat([model(part) for part in x.split(1)]), model(x))
 
 
-# --- what the command line reads without torch
 
 
 @each
@@ -373,7 +370,6 @@ def test_shapes_and_counts_need_no_torch(name: str, monkeypatch: pytest.MonkeyPa
     assert bare.min_bytes(bare.Shape(), 4) == problem.min_bytes(problem.Shape(), 4)
 
 
-# --- one core
 
 ONE_AXIS = ("conv1d", "convtranspose1d")
 MORE_AXES = ("conv2d", "conv3d", "depthwise_conv2d", "separable_conv2d", "convtranspose3d")
@@ -413,7 +409,6 @@ def code(name: str, part: str) -> str:
     raise AssertionError(f"{name} does not define {part}")
 
 
-# --- sweeps
 
 
 @each
@@ -519,7 +514,6 @@ def test_separable_outputs_without_input_have_no_bias() -> None:
             assert all(problem.reached(axis) == axis.output_size() for axis in problem.axes(shape)), shape
 
 
-# --- waves
 
 
 @each
@@ -590,7 +584,6 @@ def test_few_sms_leave_out_what_has_no_tile(name: str) -> None:
     )
 
 
-# --- hidden shapes
 
 
 @each
@@ -612,7 +605,6 @@ def test_hidden_shapes_are_possible_small_and_varied(name: str) -> None:
     assert len(set(shapes)) > 195
 
 
-# --- validate
 
 
 @each

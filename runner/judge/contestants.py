@@ -6,16 +6,12 @@ After a foul the contestant is killed and never used again.
 
 from __future__ import annotations
 
-import array
 import contextlib
 import json
 import os
 import secrets
 import select
 import signal
-import socket
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -24,15 +20,13 @@ from typing import Any
 
 import torch
 
-from runner import channel, cuda_ipc, load
+from runner import channel, cuda_ipc
 from runner.channel import BadFrame, Call, Fault, Frame, Kind, Output, Page
-from runner.contestant.sandbox import allowed_environment
 from runner.contestant.scratch import clear
-from runner.contestant.zygote import MESSAGE_BYTES
+from runner.judge.zygotes import Zygotes
 from runner.schema import Status
 
 _POLL_S = 0.02
-_PROBE_S = 30.0
 _GRACE_S = 5.0  # from the end of a channel to the death of its process
 _MAX_FRAMES = 512  # of one wait; an honest contestant sends tens
 _FAULTS: dict[int, Status] = {
@@ -49,110 +43,6 @@ class Foul(Exception):
     def __init__(self, status: Status, stage: str, reason: str, detail: str = "") -> None:
         super().__init__(reason)
         self.status, self.stage, self.reason, self.detail = status, stage, reason, detail
-
-
-class Zygotes:
-    """The fork server of one device, started on first use and again if it dies."""
-
-    def __init__(self, device: str) -> None:
-        self.device = device
-        self._process: subprocess.Popen[bytes] | None = None
-        self._control: socket.socket | None = None
-        self._exits: dict[int, tuple[int, str]] = {}
-        self._forks: dict[int, int] = {}
-        self._next = 0
-        self._holes: tuple[str, ...] | None = None
-
-    def _start(self) -> socket.socket:
-        if self._process is not None and self._process.poll() is None and self._control is not None:
-            return self._control
-        ours, theirs = channel.pair()
-        command = [sys.executable, "-m", "runner.contestant.zygote", str(theirs.fileno()), self.device]
-        self._process = subprocess.Popen(
-            command,
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            env=allowed_environment(os.environ),
-            cwd=load.ROOT,
-        )
-        theirs.close()
-        if self._control is not None:  # of one that has died
-            self._control.close()
-        self._control, self._holes = ours, None
-        return ours
-
-    def fork(
-        self, scratch: Path, fds: tuple[int, ...], deadline_s: float, probe: int | None = None
-    ) -> tuple[int, int]:
-        """Fork a contestant, or a probe of the process `probe`; returns its identity and its pid."""
-        control = self._start()
-        identity = self._next
-        self._next += 1
-        message = json.dumps({"fork": identity, "scratch": str(scratch), "probe": probe}).encode()
-        control.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
-        end = time.monotonic() + deadline_s
-        while identity not in self._forks:
-            self._listen(end)
-        return identity, self._forks.pop(identity)
-
-    def holes(self) -> tuple[str, ...]:
-        """Return what a child in the sandbox was not refused; tried once for each fork server."""
-        if self._holes is None:
-            self._holes = self._probe()
-        return self._holes
-
-    def _probe(self) -> tuple[str, ...]:
-        scratch = Path(tempfile.mkdtemp(prefix="kernelwave-"))
-        ours, theirs = channel.pair()
-        ours.settimeout(_PROBE_S)
-        try:
-            with theirs:
-                identity, _ = self.fork(scratch, (theirs.fileno(),), _PROBE_S, os.getpid())
-            said, _ = channel.receive(ours)
-            self.exit_of(identity)
-        except (OSError, EOFError, BadFrame) as error:
-            return (f"no answer ({type(error).__name__})",)
-        finally:
-            ours.close()
-            clear(scratch)
-        return tuple(said.text.split(", ")[: said.args[0]])
-
-    def kill(self, identity: int) -> None:
-        """Kill a contestant with its session."""
-        if self._control is not None and identity not in self._exits:
-            with contextlib.suppress(OSError):
-                self._control.send(json.dumps({"kill": identity}).encode())
-
-    def exit_of(self, identity: int, deadline_s: float = 10.0) -> tuple[int, str]:
-        """Return a dead contestant's wait status and the end of its output; TimeoutError if it lives."""
-        end = time.monotonic() + deadline_s
-        while identity not in self._exits:
-            self._listen(end)
-        return self._exits[identity]
-
-    def _listen(self, end: float) -> None:
-        assert self._control is not None  # noqa: S101 - only called after _start
-        left = end - time.monotonic()
-        if left <= 0 or not select.select([self._control], [], [], left)[0]:
-            raise TimeoutError("the fork server does not answer")
-        data = self._control.recv(MESSAGE_BYTES)
-        if not data:
-            raise RuntimeError("the fork server has died")
-        message = json.loads(data)
-        if "forked" in message:
-            self._forks[message["forked"]] = message["pid"]
-        else:
-            self._exits[message["exited"]] = (message["status"], message["log"])
-
-    def close(self) -> None:
-        """Let the server and all its children go."""
-        if self._control is not None:
-            self._control.close()
-        if self._process is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(5)
-            self._process.kill()
-            self._process.wait()
 
 
 class Contestant:
@@ -182,8 +72,6 @@ class Contestant:
         missing += [f"probe: {hole}" for hole in zygotes.holes()]
         proved = level == "partial" and not missing
         self.isolation = {"level": "full" if proved else level, "layers": layers, "missing": missing}
-
-    # -- the slow path: frames ---------------------------------------------------------------
 
     def build(self, job: dict[str, Any], blocks: int, deadline_s: float) -> None:
         """Send a job; map and prove the `blocks` buffers that it makes the contestant announce."""
@@ -216,8 +104,6 @@ class Contestant:
         self.wait("leave", deadline_s)
         self.unmap()
         self._send(Frame(Kind.RELEASE))
-
-    # -- the fast path: the page -------------------------------------------------------------
 
     def ring(self, kind: Call, calls: int = 1, seat: int = 0, offset_bytes: int = 0) -> None:
         """Ring GO."""
@@ -309,8 +195,6 @@ class Contestant:
             raise Foul(Status.VIOLATION, "call", "an output that reaches beyond its buffer")
         flat = block[out.offset_bytes : out.offset_bytes + size].view(dtype)
         return flat.as_strided(out.shape, out.strides)
-
-    # -- waiting -----------------------------------------------------------------------------
 
     def _expect(self, kind: Kind, stage: str, deadline_s: float) -> Frame:
         end = time.monotonic() + deadline_s

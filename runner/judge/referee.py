@@ -19,8 +19,9 @@ from runner.channel import Call
 from runner.judge import check
 from runner.judge.bench import Bench, Limits, NoBaseline
 from runner.judge.case import Case, shortage
-from runner.judge.contestants import Contestant, Foul, Zygotes
+from runner.judge.contestants import Contestant, Foul
 from runner.judge.inputs import EXTREMES
+from runner.judge.zygotes import Zygotes
 from runner.schema import Cell, Checked, Failed, Launch, Status, Timed
 
 CHECK_CALLS = 3
