@@ -68,8 +68,6 @@ def bias(comparisons: list[Comparison], truth: float = 1.0) -> float:
     return float(np.mean([math.log(c.speedup / truth) for c in comparisons]))
 
 
-
-
 def test_order_statistics_cover_95_percent_at_every_number_of_rounds():
     """The sign test is exact: outside lies 2 * P(Binomial(n, 1/2) <= rank), whatever the noise."""
     for rounds in range(12, CAP_ROUNDS + 1):
@@ -113,8 +111,6 @@ def test_a_against_a_makes_no_false_calls():
 def test_a_real_difference_is_called(speedup: float, verdict: Verdict):
     found = [c.verdict for c in repeat(lambda random: white(random, speedup=speedup), 200)]
     assert found.count(verdict) >= 0.99 * len(found)
-
-
 
 
 def test_drift_shared_by_both_sides_leaves_no_bias():
@@ -166,8 +162,6 @@ def test_carry_over_within_a_round_needs_random_order():
     assert bias(repeat(lambda random: rounds(random, shuffled=False), 20)) > 0.019
 
 
-
-
 def test_two_modes_are_flagged_and_one_is_not():
     def two_modes(random: np.random.Generator) -> Pair:
         candidate, baseline = white(random, noise=0.001)
@@ -193,8 +187,6 @@ def test_a_constant_series_raises_no_doubt():
     found = diagnose([2.0, 1.4] * 15, [3.0, 2.1] * 15)
     assert (found.autocorrelation, found.flags) == (0.0, ())
     assert found.mad < 1e-12
-
-
 
 
 @pytest.mark.parametrize(
@@ -285,7 +277,6 @@ def test_headline_is_the_fastest_eligible_baseline_by_median():
 def test_what_is_no_pair_of_times_is_refused(candidate: list[float], baseline: list[float]):
     with pytest.raises(ValueError, match=r"pairs|positive"):
         compare(candidate, baseline, "b")
-
 
 
 times = st.floats(0.01, 1e7)

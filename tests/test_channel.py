@@ -71,8 +71,6 @@ def shown(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else " " for c in cut)
 
 
-
-
 @quick
 @given(frames)
 @example(Frame(Kind.ERROR, text="\ud800 \x1b[31m\r\n" + "\N{GRINNING FACE}" * 300))
@@ -157,8 +155,6 @@ def test_a_closed_channel_is_the_end() -> None:
             channel.receive(ours)
 
 
-
-
 def test_sealed_memory_is_shared_through_the_channel() -> None:
     with connected() as (ours, theirs):
         fd = channel.sealed_memory("block", 8192)
@@ -233,8 +229,6 @@ def test_a_sealed_text_cannot_be_changed() -> None:
     with pytest.raises(PermissionError):
         os.ftruncate(fd, 0)
     os.close(fd)
-
-
 
 
 @st.composite
@@ -352,8 +346,6 @@ def test_the_sequence_number_is_written_last(monkeypatch: pytest.MonkeyPatch) ->
         assert (order[-1], order.count(0)) == (0, 1)
         page.answer(1, 0, 1)
         assert (order[-1], order.count(1)) == (1, 1)
-
-
 
 
 class Server:

@@ -164,8 +164,6 @@ HONEST: dict[str, dict[str, Callable[[Trial], torch.Tensor]]] = {
 }
 
 
-
-
 def small_shape(rng: random.Random) -> Any:
     """Draw small layers of any kind, one-pixel and one-channel ones among them."""
 
@@ -222,8 +220,6 @@ def test_the_class_model_truncates_as_the_interpreter_does() -> None:
     t = trial(SHAPES["dense"], "tf32", mixture=True)
     lost = t.case.oracle.operand(t.x, t.case.generator, 0)
     assert torch.equal(lost.float(), truncate(t.x))
-
-
 
 
 def stale(t: Trial, _: torch.Tensor) -> torch.Tensor:
@@ -321,8 +317,6 @@ def test_the_range_of_fp16_fails_in_a_wider_cell(arithmetic: str, scale: float) 
     t.x[1] *= scale
     assert not t.tally(answer(t)).wrong
     assert t.tally(answer(t, through(torch.float16))).wrong
-
-
 
 
 #: One slice; no tap reaches 42 % of it, which must not dilute the rest.
@@ -465,8 +459,6 @@ def test_kernelbench_is_told_apart() -> None:
     assert not found.kernelbench_close
 
 
-
-
 class Pair(nn.Module):
     """Two outputs, one of whole numbers; half precision is not supported."""
 
@@ -499,7 +491,6 @@ def test_several_outputs_and_whole_numbers(dtype: torch.dtype) -> None:
     assert pair_verdict(dtype, lambda y: y[1][4:].add_(1)).startswith("values: ")
     assert pair_verdict(dtype, lambda y: y[0].mul_(1.02)).startswith("values: ")
     assert pair_verdict(dtype, lambda y: y[0][0].fill_(float("nan"))).startswith("NaN or infinity: ")
-
 
 
 WANT = torch.empty(2, 3, 4, 5)

@@ -33,7 +33,6 @@ def raw(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.view(-1).view(torch.uint8)
 
 
-
 tensors = st.builds(
     lambda shape, dtype: torch.empty(shape, dtype=dtype, device="meta"),
     st.lists(st.integers(0, 7), max_size=4),
@@ -71,7 +70,6 @@ def test_arguments_keep_order_shape_and_kind(values: list[Any], dtype: str) -> N
         assert view.shape == value.shape
         assert view.is_contiguous()
         assert view.dtype == (TORCH_DTYPES[dtype] if value.is_floating_point() else value.dtype)
-
 
 
 FAMILIES: dict[str, Callable[[torch.Tensor], bool]] = {
@@ -129,7 +127,6 @@ def test_a_seed_repeats_its_draws_and_no_draw_repeats_another(dtype: str) -> Non
     assert torch.equal(draws[1], draws[3])
     rows = torch.cat(draws[:2])
     assert len(torch.unique(rows, dim=0)) == len(rows)
-
 
 
 OURS = load.find_problem("convtranspose2d")

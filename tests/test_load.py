@@ -59,8 +59,6 @@ def written(folder: Path, name: str, text: str = FOREIGN) -> Path:
     return path
 
 
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -138,8 +136,6 @@ def test_any_text_is_a_shape_or_bad_input(text: str) -> None:
     assert shape.keys() == DEFAULTS.keys()
 
 
-
-
 def test_what_is_there_is_found() -> None:
     assert "convtranspose2d" in load.problem_names()
     assert {"gather_gemm", "phase_gemm"} <= set(load.solution_names("convtranspose2d"))
@@ -207,8 +203,6 @@ def test_no_stem_makes_a_name_that_leads_elsewhere(stem: str) -> None:
     assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", load._safe(stem))
 
 
-
-
 def test_a_source_is_read_as_it_is(tmp_path: Path) -> None:
     text = "# größe\r\nx = 1\n"
     (tmp_path / "a.py").write_bytes(text.encode())
@@ -263,8 +257,6 @@ def test_a_file_without_permission(tmp_path: Path) -> None:
     path.chmod(0)
     with pytest.raises(BadInput, match="Permission denied"):
         load.read_source(path)
-
-
 
 
 @pytest.mark.parametrize(

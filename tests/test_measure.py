@@ -107,8 +107,6 @@ def rounds_of(bench: FakeBench) -> list[list[str]]:
     return [order for order in rounds if order]
 
 
-
-
 @pytest.mark.parametrize("drift", [1.01, 0.99])
 def test_a_clock_that_changes_by_one_per_cent_a_call_keeps_a_twofold_speedup(drift: float) -> None:
     """Over the rounds the times grow or shrink more than a hundredfold; a ratio of medians would show it."""
@@ -141,8 +139,6 @@ def test_all_variants_of_a_round_get_the_same_fresh_inputs() -> None:
     kinds = "".join(kind[0] for kind, _, calls in bench.log if calls > 1)
     assert kinds.startswith("f")
     assert all(part.count("s") in (3, 4) for part in kinds.split("f")[1:])
-
-
 
 
 def test_the_headline_is_chosen_on_the_pilot_and_measured_anew() -> None:
@@ -186,8 +182,6 @@ def test_a_lucky_pilot_does_not_flatter_the_headline() -> None:
     assert abs(sum(map(log, speedups)) / len(speedups)) < 0.005
 
 
-
-
 def test_a_disturbed_round_is_run_again_and_counted() -> None:
     calm = take(FakeBench(TIMES_US), target=NEVER, max_rounds=40)
     estimates = 4 * len(TIMES_US)
@@ -225,8 +219,6 @@ def test_a_device_that_is_never_idle_is_disturbed(calm_windows: int) -> None:
         take(FakeBench(TIMES_US, disturbed=set(range(calm_windows + 1, 10_000))))
 
 
-
-
 def test_each_process_has_its_own_null() -> None:
     bench = FakeBench(TIMES_US, nulls_us={"own": 500.0, "trusted": 20.0})
     timed = take(bench)
@@ -251,8 +243,6 @@ def test_one_null_is_taken_per_process_and_round() -> None:
 def test_a_window_shorter_than_the_null_has_a_time_above_zero() -> None:
     bench = FakeBench({**TIMES_US, SOLUTION: -1.0})
     assert set(by_variant(take(bench))[SOLUTION].times_us) == {0.01}
-
-
 
 
 @given(st.floats(0, 1e7), st.floats(1, 100), st.integers(1, 64))

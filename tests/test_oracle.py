@@ -41,8 +41,6 @@ def layer(shape: Any, arithmetic: str = "fp32") -> Oracle:
     return oracle_of(lambda: MODULE.Model(*MODULE.get_init_inputs(shape)), arithmetic)
 
 
-
-
 @st.composite
 def shapes(draw: st.DrawFn) -> Any:
     def axes(low: int, high: int) -> st.SearchStrategy[tuple[int, int]]:
@@ -112,8 +110,6 @@ def test_asking_what_is_reached_leaves_the_class_model_alone() -> None:
     assert torch.equal(*answers)
 
 
-
-
 @every_arithmetic
 def test_the_truth_is_float64_on_the_inputs_as_sent(arithmetic: str) -> None:
     shape = Shape(2, 3, 4, 4, 3, 3, 2, 1, dilation=1, bias=True)
@@ -165,8 +161,6 @@ def test_whole_numbers_stay_whole() -> None:
     assert torch.allclose(lost, product, rtol=2**-7)
 
 
-
-
 @pytest.fixture
 def tf32_flags() -> Iterator[None]:
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
@@ -204,7 +198,6 @@ def test_a_reference_that_is_broken_is_not_hidden(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(Gate, "error", TypeError("forward takes no such argument"))
     with pytest.raises(TypeError):
         oracle_of(Gate, "fp16").observed([GATE_INPUTS[0].half(), *GATE_INPUTS[1:]])
-
 
 
 finite = st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=20)

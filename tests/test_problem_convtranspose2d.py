@@ -76,8 +76,6 @@ def products(shape: Any) -> list[tuple[int, ...]]:
     return [(ih, iw, th, tw, y, x) for ih, th, y in vertical for iw, tw, x in horizontal]
 
 
-
-
 @quick
 @given(possible)
 def test_flops_and_bytes_equal_brute_force(shape: Any) -> None:
@@ -134,8 +132,6 @@ def test_kernelbench_figures(label: str, gflop: float, fp32_bytes: int, output: 
     assert problem.flops(shape) / 1e9 == pytest.approx(gflop, rel=3e-4)
     assert problem.min_bytes(shape, 4) == fp32_bytes
     assert problem.output_shape(shape) == output
-
-
 
 
 def test_problem_81_is_the_default_in_arguments_inputs_and_parameters() -> None:
@@ -196,8 +192,6 @@ def test_an_output_depends_on_the_input_of_its_batch_index_alone() -> None:
     assert torch.allclose(torch.cat([model(part) for part in x.split(1)]), model(x))
 
 
-
-
 def test_imports() -> None:
     imported = {
         name.split(".")[0]
@@ -223,8 +217,6 @@ def test_shapes_and_counts_need_no_torch(monkeypatch: pytest.MonkeyPatch) -> Non
     assert bare.validate(bare.Shape(stride=0))
     assert bare.flops(bare.Shape()) == problem.flops(Shape())
     assert bare.min_bytes(bare.Shape(), 4) == problem.min_bytes(Shape(), 4)
-
-
 
 
 def test_every_row_can_exist_and_fits_a_card() -> None:
@@ -286,8 +278,6 @@ def test_ragged_rows_are_what_they_are_called() -> None:
     assert problem.axes(ragged["cropped"])[0].used() < ragged["cropped"].height
 
 
-
-
 @pytest.mark.parametrize("sms", SMS)
 def test_wave_labels_tell_the_truth(sms: int) -> None:
     shapes = problem.waves(sms)
@@ -346,8 +336,6 @@ def test_few_sms_leave_out_what_has_no_tile() -> None:
     )
 
 
-
-
 def test_hidden_shapes_are_possible_small_and_varied() -> None:
     shapes = [problem.random_shape(seeded(seed)) for seed in range(400)]
     assert shapes == [problem.random_shape(seeded(seed)) for seed in range(400)]
@@ -363,8 +351,6 @@ def test_hidden_shapes_are_possible_small_and_varied() -> None:
             assert any(isinstance(v, tuple) and v[0] != v[1] for v in values), name
             assert any(isinstance(v, int) for v in values), name
     assert len(set(shapes)) == len(shapes)
-
-
 
 
 @quick

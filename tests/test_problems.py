@@ -113,8 +113,6 @@ def products(name: str, shape: Any) -> list[tuple[tuple[int, ...], ...]]:
     return [tuple(zip(*point, strict=True)) for point in itertools.product(*lines)]
 
 
-
-
 @each
 @quick
 @given(data=st.data())
@@ -171,7 +169,6 @@ def test_tiles_partition_the_outputs(name: str, data: st.DataObject, block: tupl
     channel_tiles = groups * math.ceil(out_channels // groups / block[1])
     pixel_tiles = sum(math.ceil(batch * count / block[0]) for count in phases.values())
     assert problem.tiles(shape, *block) == channel_tiles * pixel_tiles
-
 
 
 # label -> fewest bytes in fp32, operations if every tap counts at every pixel, output
@@ -350,8 +347,6 @@ def test_an_output_depends_on_the_input_of_its_batch_index_alone(name: str) -> N
     assert torch.allclose(torch.cat([model(part) for part in x.split(1)]), model(x))
 
 
-
-
 @each
 def test_shapes_and_counts_need_no_torch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     class Anything(type):
@@ -368,7 +363,6 @@ def test_shapes_and_counts_need_no_torch(name: str, monkeypatch: pytest.MonkeyPa
     assert bare.validate(bare.Shape(stride=0))
     assert bare.flops(bare.Shape()) == problem.flops(problem.Shape())
     assert bare.min_bytes(bare.Shape(), 4) == problem.min_bytes(problem.Shape(), 4)
-
 
 
 ONE_AXIS = ("conv1d", "convtranspose1d")
@@ -407,8 +401,6 @@ def code(name: str, part: str) -> str:
                     del inner.body[0]
             return ast.unparse(node)
     raise AssertionError(f"{name} does not define {part}")
-
-
 
 
 @each
@@ -514,8 +506,6 @@ def test_separable_outputs_without_input_have_no_bias() -> None:
             assert all(problem.reached(axis) == axis.output_size() for axis in problem.axes(shape)), shape
 
 
-
-
 @each
 @pytest.mark.parametrize("sms", SMS)
 def test_wave_labels_tell_the_truth(name: str, sms: int) -> None:
@@ -584,8 +574,6 @@ def test_few_sms_leave_out_what_has_no_tile(name: str) -> None:
     )
 
 
-
-
 @each
 def test_hidden_shapes_are_possible_small_and_varied(name: str) -> None:
     problem = PROBLEMS[name]
@@ -603,8 +591,6 @@ def test_hidden_shapes_are_possible_small_and_varied(name: str) -> None:
             assert any(isinstance(value, tuple) and len(set(value)) > 1 for value in values), field
             assert any(isinstance(value, int) for value in values), field
     assert len(set(shapes)) > 195
-
-
 
 
 @each
