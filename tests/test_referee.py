@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from runner import load, measure
 from runner.judge import check
 from runner.judge.bench import Bench, Limits, NoBaseline
-from runner.judge.referee import Referee
+from runner.judge.referee import MAX_CONTESTANTS, Referee
 from runner.schema import Cell
 
 if TYPE_CHECKING:
@@ -107,3 +108,13 @@ def test_the_same_entropy_draws_the_same_values_again(referee: Referee) -> None:
 def test_a_record_names_the_entropy_of_parameters_and_inputs(referee: Referee) -> None:
     case = referee._current()
     assert referee.entropy_of(b"x" * 16) == (case.entropy + b"x" * 16).hex()
+
+
+def test_the_contestant_that_was_used_longest_ago_makes_room(referee: Referee) -> None:
+    texts = [load.Solution("x", Path("x.py"), f"# {number}") for number in range(MAX_CONTESTANTS + 1)]
+    first = [referee._contestant(text) for text in texts[:-1]]
+    assert referee._contestant(texts[0]) is first[0]
+    referee._contestant(texts[-1])
+    assert list(referee.contestants) == [text.digest for text in (*texts[2:-1], texts[0], texts[-1])]
+    with pytest.raises(ProcessLookupError):
+        os.kill(first[1].pid, 0)

@@ -26,6 +26,8 @@ from runner.schema import Cell, Checked, Failed, Launch, Status, Timed
 
 CHECK_CALLS = 3
 FULL_CHECK_EVERY = 16
+#: Each keeps a CUDA context of about 0.5 GB between its cells; a fork costs less than a second.
+MAX_CONTESTANTS = 4
 
 
 @dataclass(frozen=True)
@@ -115,9 +117,12 @@ class Referee:
         return None
 
     def _contestant(self, solution: load.Solution) -> Contestant:
-        known = self.contestants.get(solution.digest)
+        known = self.contestants.pop(solution.digest, None)
         if known is None:
-            known = self.contestants[solution.digest] = Contestant(self.zygotes, self.limits.memory_bytes)
+            while len(self.contestants) >= MAX_CONTESTANTS:
+                self.contestants.pop(next(iter(self.contestants))).close()
+            known = Contestant(self.zygotes, self.limits.memory_bytes)
+        self.contestants[solution.digest] = known  # the last one used stands last
         return known
 
     def _dismiss(self, solution: load.Solution) -> None:
