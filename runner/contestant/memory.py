@@ -122,8 +122,8 @@ class DeviceMemory:
 
     def _announce(self, address: int, size: int) -> int:
         index = len(self._bases)
-        self._bases.append(address)
         frame = Frame(Kind.BUFFER, args=(index, size), payload=cuda_ipc.export(address))
+        self._bases.append(address)
         channel.send(self.sock, frame)
         return index
 
@@ -132,22 +132,22 @@ class DeviceMemory:
 
         This runs inside the judge's window, so outputs that lie where they lay are looked up.
         """
-        key = tuple((t.data_ptr(), t.shape, t.stride(), t.dtype) for t in outputs)
+        try:
+            key = tuple((t.data_ptr(), t.shape, t.stride(), t.dtype) for t in outputs)
+        except RuntimeError as error:
+            raise ValueError(f"an output without memory of its own: {error}") from error
         known = self._located.get(key)
         if known is not None and known[0] == self._identities(outputs):
             return known[1], 0
-        described, copied = [], 0
+        described, copied, at = [], 0, 0
         for tensor in outputs:
-            if tensor.device != self.device or tensor.layout != torch.strided:
-                described.append(describe(-1, 0, tensor))
-                continue
-            place = self._segment(tensor.data_ptr()) if tensor.numel() else (-1, 0)
-            if place is not None:
-                described.append(describe(*place, tensor))
-                continue
-            spare, place = self._copy(tensor)
-            described.append(describe(*place, spare))
-            copied += 1
+            here = tensor.device == self.device and tensor.numel() > 0
+            place = self._segment(tensor.data_ptr()) if here else (-1, 0)
+            if place is None:
+                tensor, place = self._copy(tensor, at)  # noqa: PLW2901 - the copy stands for it from here on
+                at = place[1] + -(-tensor.numel() * tensor.element_size() // 256) * 256
+                copied += 1
+            described.append(describe(*place, tensor))
         packed = channel.pack_outputs(described)
         if not copied and all(o.block >= 0 for o in described):
             self._located[key] = self._identities(outputs), packed
@@ -168,15 +168,17 @@ class DeviceMemory:
             return None
         return known[0], address - known[1]
 
-    def _copy(self, tensor: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
+    def _copy(self, tensor: torch.Tensor, at: int) -> tuple[torch.Tensor, tuple[int, int]]:
+        """Copy an output behind those that end at `at`; where there is no room, a new block begins."""
         needed = tensor.numel() * tensor.element_size()
-        if self._spare is None or len(self._spare[0]) < needed:
-            self._spare = self._block(needed)
+        if self._spare is None or len(self._spare[0]) < at + needed:
+            self._spare, at = self._block(needed), 0
         spare, index = self._spare
-        place = spare[:needed].view(tensor.dtype).view(tensor.shape)
+        place = spare[at : at + needed].view(tensor.dtype).view(tensor.shape)
         place.copy_(tensor)
-        torch.cuda.synchronize(self.device)
-        return place, (index, 0)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return place, (index, at)
 
     def peek(self, block: int, offset_bytes: int) -> int:
         """Read the int64 at a byte of a block."""
