@@ -39,7 +39,6 @@ class Kind(IntEnum):
     LOAD = 34  # parameters are in place: copy them in, prepare
     GO = 35  # a blocking doorbell
     RELEASE = 36  # drop the cell: model, outputs, buffers
-    QUIT = 37
 
 
 class Fault(IntEnum):

@@ -105,7 +105,7 @@ class _Run:
             if path.is_file():
                 found, problems = record.read(path)
                 self.problems += problems
-                known |= {record.resume_key(r): r for r in found if r.status is not Status.ERROR}
+                known |= record.done(found)
         return known
 
     def _job(self, job: Job, environment: dict[str, Any], card: str) -> Record:

@@ -145,9 +145,9 @@ def resume_key(record: Record) -> str:
     )
 
 
-def done_keys(records: Iterable[Record]) -> set[str]:
-    """Return the keys that need no further run; ERROR is the harness's fault, so it is tried again."""
-    return {resume_key(record) for record in records if record.status is not Status.ERROR}
+def done(records: Iterable[Record]) -> dict[str, Record]:
+    """Return by key what needs no further run; ERROR is the harness's fault, so it is tried again."""
+    return {resume_key(record): record for record in records if record.status is not Status.ERROR}
 
 
 def results_path(root: Path, card: str, problem: str, solution: str) -> Path:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from runner.schema import Comparison
 
-VIEWS = ("shape", "dtype")
 #: The README between these lines is generated; above them it is written by hand.
 BEGIN = "<!-- made by `python -m runner leaderboard --write`: do not edit from here -->"
 END = "<!-- to here -->"

@@ -1,4 +1,7 @@
-"""The buffers that a contestant owns and the judge maps, on the host and on a CUDA device."""
+"""The buffers that a contestant owns and the judge maps, on the host and on a CUDA device.
+
+Blocks have numbers, which start again when the blocks of a cell are freed.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import mmap
 import os
 import socket
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -14,22 +17,6 @@ from runner import channel, cuda_ipc
 from runner.channel import Frame, Kind, Output
 
 _CUDA_GRANULE = 2 * 2**20  # smaller exports share a page with strangers
-
-
-class Memory(Protocol):
-    """Blocks by index; numbers start again when the blocks of a cell are freed."""
-
-    def block(self, size: int) -> torch.Tensor:
-        """Allocate and announce a block; returns its bytes as uint8 [size]."""
-
-    def locate(self, outputs: list[torch.Tensor]) -> tuple[bytes, int]:
-        """Say where outputs lie, packed for the page, and how many had to be copied to be readable."""
-
-    def peek(self, block: int, offset_bytes: int) -> int:
-        """Read the int64 at a byte of a block."""
-
-    def free(self) -> None:
-        """Forget all blocks; the judge has unmapped them."""
 
 
 def describe(block: int, offset_bytes: int, tensor: torch.Tensor) -> Output:

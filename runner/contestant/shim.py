@@ -1,7 +1,6 @@
 """The contestant's main loop: build what the job says, then answer calls.
 
 Everything here runs beside foreign code and may be changed by it; the judge believes none of it.
-Built-in operations that the timed path needs are bound before the foreign code is imported.
 """
 
 from __future__ import annotations
@@ -67,7 +66,7 @@ class Contestant:
         self.failure: BaseException | None = None
 
     def loop(self) -> None:
-        """Serve frames from the judge until QUIT."""
+        """Serve frames until the judge closes the channel (EOFError)."""
         job: dict[str, Any] = {}
         while True:
             frame, fds = channel.receive(self.sock)
@@ -86,7 +85,7 @@ class Contestant:
                 channel.send(self.sock, Frame(Kind.READY, args=(prepare_ns,)))
                 self.take_seats()
             else:
-                return
+                raise RuntimeError(f"{frame.kind.name} comes out of turn")
 
     def release(self) -> None:
         """Drop the last cell: model, outputs, buffers."""
