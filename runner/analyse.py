@@ -7,13 +7,13 @@ the ratio. All widths are of natural logarithms of ratios, so 0.01 is one per ce
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runner.schema import Comparison, Samples, Verdict
+from runner.schema import Comparison, Samples, Timed, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -30,6 +30,18 @@ LOOK_EVERY = 12
 #: Above this lag-1 autocorrelation neighbouring rounds are not independent; blocks of this many nearly are.
 CORRELATED = 0.2
 BLOCK_ROUNDS = 6
+
+CLAIM, JUDGE = "claim", "judge"
+#: A bound may exceed a claim by this share, and by this much of a window, for an honest kernel.
+CLAIM_SHARE = 0.01
+CLAIM_NOISE_US = 10.0
+#: What a trusted process loses between its events and the judge's clock excuses no more than this.
+MOST_LOSS = 1.04
+#: A null may be this much longer than that of the trusted process, in us.
+NULL_NOISE_US = 40.0
+#: Single calls take longer than those of a batch: parameters are cold, and so is the pipeline. More than
+#: this share beyond what the headline's take, and this many us, is the gain of doing calls together.
+BATCH_SHARE, BATCH_NOISE_US = 0.1, 5.0
 
 
 @dataclass(frozen=True)
@@ -60,18 +72,46 @@ def compare(
     """
     ratios = _log_ratios(candidate_us, baseline_us)
     low, high = _interval(ratios)
-    if len(ratios) < MIN_ROUNDS:
-        verdict = Verdict.UNRESOLVED
-    elif max(-low, high) <= 2 * target:
-        verdict = Verdict.SAME
-    elif low > 0:
-        verdict = Verdict.FASTER
-    elif high < 0:
-        verdict = Verdict.SLOWER
-    else:
-        verdict = Verdict.UNRESOLVED
+    verdict = _verdict(low, high, target) if len(ratios) >= MIN_ROUNDS else Verdict.UNRESOLVED
     speedup = math.exp(median(ratios))
     return Comparison(baseline, speedup, math.exp(low), math.exp(high), verdict, len(ratios))
+
+
+def _verdict(low: float, high: float, target: float) -> Verdict:
+    if max(-low, high) <= 2 * target:
+        return Verdict.SAME
+    if low > 0:
+        return Verdict.FASTER
+    return Verdict.SLOWER if high < 0 else Verdict.UNRESOLVED
+
+
+def comparison(timed: Timed, baseline: str, target: float = TARGET) -> Comparison:
+    """Compare the solution with a baseline that went through all the rounds.
+
+    Of one process this is `compare`. Of several it is the median of the processes' own medians, and the
+    interval is Student's t over them: what differs from process to process is then part of it. Raises
+    KeyError where there are no such samples, and ValueError as `compare` does.
+    """
+    series = {(s.process, s.variant): s.times_us for s in timed.samples if not s.config.get("pilot")}
+    processes = sorted({process for process, _ in series})
+    for variant in ("solution", baseline):
+        if any((process, variant) not in series for process in processes or [0]):
+            raise KeyError(variant)
+    pairs = [(series[p, "solution"], series[p, baseline]) for p in processes]
+    if len(pairs) == 1:
+        return compare(*pairs[0], baseline, target)
+    medians = np.array([median(_log_ratios(*pair)) for pair in pairs])
+    reach = t_quantile(len(pairs) - 1) * float(medians.std(ddof=1)) / math.sqrt(len(pairs))
+    centre = median(medians)
+    low, high = centre - reach, centre + reach
+    rounds = sum(len(mine) for mine, _ in pairs)
+    verdict = _verdict(low, high, target)
+    return Comparison(baseline, math.exp(centre), math.exp(low), math.exp(high), verdict, rounds)
+
+
+def times_us(timed: Timed, variant: str) -> list[float]:
+    """Return all times of a variant that decide, process after process."""
+    return [t for s in timed.samples if s.variant == variant for t in s.times_us]
 
 
 def half_width(candidate_us: Sequence[float], baseline_us: Sequence[float]) -> float:
@@ -101,6 +141,81 @@ def headline(samples: Iterable[Samples], eligible: Collection[str]) -> str:
             f"none of the eligible baselines was timed: {', '.join(sorted(eligible)) or 'none given'}"
         )
     return min(timed, key=lambda s: median(s.times_us)).variant
+
+
+def decided(samples: Sequence[Samples], trusted: Collection[str]) -> list[Samples]:
+    """Give each variant the series that decides: claims, if those that are not trusted may be believed.
+
+    What a process that is trusted loses between its events and the judge's clock is what an honest kernel
+    may lose too. One claim that is not believed makes the judge's clock decide for all, since sides are
+    never compared by different clocks.
+    """
+    longest = max((s for s in samples if s.variant in trusted), key=lambda s: sum(s.claims_us), default=None)
+    loss = 1.0 if longest is None else median(longest.times_us) / max(median(longest.claims_us), 0.01)
+    loss = min(max(loss, 1.0), MOST_LOSS)
+    honest = all(believable(s, loss) for s in samples if s.variant not in trusted)
+    return [by_clock(s, CLAIM if honest else JUDGE) for s in samples]
+
+
+def null_of(own_us: Sequence[float], trusted_us: Sequence[float] | None) -> float:
+    """Return the null to subtract, in us: a process that is not trusted may not lengthen its own."""
+    own = median(own_us)
+    return own if trusted_us is None else min(own, median(trusted_us) + NULL_NOISE_US)
+
+
+def gains_by_batching(mine: Samples, single: Samples, headline: Samples, headline_single: Samples) -> bool:
+    """Tell whether a solution's calls are cheaper in a batch by more than the headline's are."""
+    batch_us, alone_us = median(mine.times_us), median(single.times_us)
+    usual_us = max(median(headline_single.times_us) - median(headline.times_us), 0.0)
+    return alone_us - batch_us > BATCH_SHARE * alone_us + usual_us + BATCH_NOISE_US
+
+
+def believable(samples: Samples, loss: float) -> bool:
+    """Tell whether claims explain the judge's bound (`times_us` here), within what honest kernels lose."""
+    if not samples.claims_us or min(samples.claims_us) <= 0:
+        return False
+    spread_us = 3 * 1.4826 * 1.2533 * mad(samples.times_us) / math.sqrt(len(samples.times_us))
+    allowed_us = median(samples.claims_us) * loss * (1 + CLAIM_SHARE) + spread_us
+    return median(samples.times_us) <= allowed_us + CLAIM_NOISE_US / samples.calls
+
+
+def by_clock(samples: Samples, clock: str) -> Samples:
+    """Have claims decide, where `clock` says so; the judge's bounds are then kept beside them."""
+    if clock == JUDGE:
+        return samples
+    return replace(samples, times_us=samples.claims_us, claims_us=(), bounds_us=samples.times_us)
+
+
+def together(runs: Sequence[Timed]) -> Timed:
+    """Join the runs of several processes; the judge's clock decides for all where it does for one."""
+    first, *_ = runs
+    clock = CLAIM if all(run.clock == CLAIM for run in runs) else JUDGE
+    samples = [
+        replace(s if run.clock == clock else _by_judge(s), process=process)
+        for process, run in enumerate(runs)
+        for s in run.samples
+    ]
+    return replace(
+        first,
+        samples=tuple(samples),
+        rounds=sum(run.rounds for run in runs),
+        invalid_rounds=sum(run.invalid_rounds for run in runs),
+        checked_calls=sum(run.checked_calls for run in runs),
+        handshake_us=max(run.handshake_us for run in runs),
+        clock=clock,
+        processes=len(runs),
+        sm_clocks_mhz=tuple(c for run in runs for c in run.sm_clocks_mhz),
+        settled=all(run.settled for run in runs),
+    )
+
+
+def _by_judge(samples: Samples) -> Samples:
+    return replace(samples, times_us=samples.bounds_us, claims_us=samples.times_us, bounds_us=())
+
+
+def clock_of(samples: Sequence[Samples]) -> str:
+    """Name the clock that decided."""
+    return CLAIM if any(s.bounds_us for s in samples) else JUDGE
 
 
 def diagnose(candidate_us: Sequence[float], baseline_us: Sequence[float]) -> Diagnostics:

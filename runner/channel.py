@@ -128,6 +128,9 @@ def _close(fds: list[int]) -> None:
         os.close(fd)
 
 
+#: Room behind the input slots for the word that opens a gate.
+GATE_BYTES = 256
+
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
@@ -193,6 +196,9 @@ class Call(IntEnum):
     SELECT = 3  # hand the page to the seat in `seat`
     LEAVE = 4  # back to the socket
     ECHO = 5  # the claim is the word at a buffer's byte: `seat` holds the buffer, word 8 the byte
+    WARM = 6  # the claim is a batch's time on one slot whose inputs are in L2
+    STEADY = 7  # the claim is a batch's time on the host's clock, with what issuing costs
+    GRAPH = 8  # the claim is a batch's time as a replayed CUDA graph, or negative
 
 
 @dataclass(frozen=True)
@@ -223,20 +229,33 @@ class Page:
         self._map = mmap.mmap(fd, PAGE_BYTES)
         self.words = memoryview(self._map).cast("q")
 
-    def ask(self, seq: int, kind: Call, calls: int = 1, seat: int = 0, offset_bytes: int = 0) -> None:
-        """Judge: ring GO for `calls` calls on slots 0 to calls-1."""
+    def ask(
+        self, seq: int, kind: Call, calls: int = 1, seat: int = 0, offset_bytes: int = 0, gate: int = 0
+    ) -> None:
+        """Judge: ring GO for `calls` calls on slots 0 to calls-1.
+
+        With a `gate` the contestant's stream waits until that word lies behind its input slots.
+        """
         words = self.words
-        words[2], words[3], words[4], words[8] = calls, kind, seat, offset_bytes
+        words[2], words[3], words[4], words[8], words[10] = calls, kind, seat, offset_bytes, gate
         words[0] = seq
+
+    def issued(self, seq: int) -> None:
+        """Contestant: all launches of a call are in the stream."""
+        self.words[11] = seq
 
     def answer(self, seq: int, claim_ns: int, outputs_per_call: int) -> None:
         """Contestant: ring DONE; the descriptors have been written before."""
         self.words[5], self.words[6] = claim_ns, outputs_per_call
         self.words[1] = seq
 
-    def note(self, copied_outputs: int, issue_ns: int) -> None:
-        """Contestant: remark on a call, before the answer: outputs copied, host time to issue it."""
-        self.words[7], self.words[9] = copied_outputs, issue_ns
+    def note(self, copied_outputs: int) -> None:
+        """Contestant: remark on a call, before the answer, how many outputs were copied."""
+        self.words[7] = copied_outputs
+
+    def remark(self, mutated_switches: int) -> None:
+        """Contestant: say how many of PyTorch's switches the foreign code has changed."""
+        self.words[9] = mutated_switches
 
     def describe(self, packed: bytes) -> None:
         """Contestant: say where the outputs of the batch lie, call by call (from `pack_outputs`)."""

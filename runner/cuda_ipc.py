@@ -1,5 +1,6 @@
-"""Device memory that one process allocates and another maps, through libcuda itself.
+"""Device memory that one process allocates and another maps, and words in it that streams wait for.
 
+All of it goes through libcuda itself.
 PyTorch's own sharing is not used: its tuples name a file that the receiver opens and writes.
 A handle is 64 opaque bytes that the driver barely validates, so the judge takes the size from the
 driver, never from the sender, and proves by a nonce whose memory it has mapped.
@@ -14,6 +15,7 @@ from typing import Any
 HANDLE_BYTES = 64
 _LAZY_PEER_ACCESS = 1
 _ATTRIBUTE_BUFFER_ID = 7
+_WAIT_EQUAL = 1
 
 
 class CudaError(Exception):
@@ -38,6 +40,8 @@ def _driver() -> ctypes.CDLL:
     lib.cuIpcOpenMemHandle_v2.argtypes = [ctypes.POINTER(pointer), _Handle, ctypes.c_uint]
     lib.cuIpcCloseMemHandle.argtypes = [pointer]
     lib.cuMemGetAddressRange_v2.argtypes = [ctypes.POINTER(pointer), ctypes.POINTER(size), pointer]
+    for name in ("cuStreamWaitValue32_v2", "cuStreamWriteValue32_v2"):
+        getattr(lib, name).argtypes = [ctypes.c_void_p, pointer, ctypes.c_uint32, ctypes.c_uint]
     lib.cuPointerGetAttribute.argtypes = [ctypes.c_void_p, ctypes.c_int, pointer]
     return lib
 
@@ -96,6 +100,19 @@ def buffer_id(address: int) -> int:
     value = ctypes.c_ulonglong()
     _call("cuPointerGetAttribute", ctypes.byref(value), _ATTRIBUTE_BUFFER_ID, address)
     return value.value
+
+
+def wait_word(stream: int, address: int, word: int) -> None:
+    """Let a stream wait until the 32-bit word at `address` (device, or pinned host memory) equals `word`.
+
+    The stream waits in the GPU's front end: no SM is taken and other contexts run.
+    """
+    _call("cuStreamWaitValue32_v2", stream, address, word, _WAIT_EQUAL)
+
+
+def write_word(stream: int, address: int, word: int) -> None:
+    """Let a stream write a 32-bit word once all before it is done and visible."""
+    _call("cuStreamWriteValue32_v2", stream, address, word, 0)
 
 
 class DeviceBytes:

@@ -1,7 +1,8 @@
 """Rounds -> samples: interleaved, in random order, until the interval is narrow or the time is up.
 
 Nothing here knows torch or a GPU: a `Bench` rings and waits, so the logic is tested with a fake one.
-A sample is the judge's window around `calls` calls, less the null window of the same process.
+A sample is the judge's window around `calls` calls, less the null window of the same process, and beside
+it what the contestant's own events say. `analyse.clock` decides which of the two series is used.
 """
 
 from __future__ import annotations
@@ -9,21 +10,29 @@ from __future__ import annotations
 import math
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol, TypeVar
 
 from runner import analyse
+from runner.channel import Call
 from runner.schema import Samples, Timed
 
 SOLUTION = "solution"
+#: A second solution, which the first is compared with.
+RIVAL = "rival"
 #: A window this long makes the handshake's noise of a few us a fraction of a per cent.
 WINDOW_US = 2000.0
 #: and no variant's window is longer than this for the sake of the fastest one.
 LONGEST_WINDOW_US = 60_000.0
-PILOT_ROUNDS = 6
+#: The pilot warms up until two blocks of rounds running agree; the last two choose the headline.
+PILOT_BLOCK = 3
+MAX_PILOT_BLOCKS = 8
+SETTLED_WITHIN = 0.01
 MAX_ROUNDS = 96
+SINGLE_ROUNDS = 9
 #: of the most rounds there can be, pilot and estimates included
 MAX_INVALID_SHARE = 0.1
 
@@ -34,6 +43,18 @@ class Disturbed(Exception):
     """A round was disturbed from outside; it is run again."""
 
 
+class Stalled(Exception):
+    """A variant waits for its own results before all is launched: no gate can stand before it."""
+
+
+class Machine(Protocol):
+    """What is known of the device after a round."""
+
+    @property
+    def sm_clock_mhz(self) -> int:
+        """The SM clock, 0 where it is not known."""
+
+
 class Bench(Protocol):
     """What rounds are made of. `process_of` names the process that a variant runs in."""
 
@@ -42,22 +63,34 @@ class Bench(Protocol):
     def fresh(self, calls: int) -> None:
         """Draw new inputs for the next round's calls."""
 
-    def sample(self, variant: str, calls: int) -> Window:
-        """Run `calls` calls. May raise Disturbed."""
+    def warm_up(self, variant: str, calls: int) -> None:
+        """Run `calls` calls that nobody times. May raise Disturbed."""
 
-    def null(self, variant: str, calls: int) -> float:
-        """The window of an empty call in the variant's process, in us."""
+    def sample(self, variant: str, calls: int) -> Window:
+        """Run `calls` calls. May raise Disturbed and Stalled."""
+
+    def null(self, variant: str, calls: int) -> Window:
+        """Run an empty call in the variant's process."""
+
+    def aside(self, variant: str, calls: int, kind: Call) -> float | None:
+        """Return a time per call, in us, that decides nothing: WARM or STEADY."""
+
+    def state(self) -> Machine:
+        """Read the machine after a round. May raise Disturbed."""
+
+    def is_trusted(self, variant: str) -> bool:
+        """Whether the variant's claims are the judge's own."""
 
     def process_of(self, variant: str) -> str:
         """Name the variant's process."""
 
     def l2(self, calls: int) -> str:
-        """Say whether `calls` calls find their inputs in L2: `cold` or `warm`."""
+        """Say what `calls` calls find in L2."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """One sample in us: the judge's window, and what the contestant says of device time and issuing."""
+    """One sample in us: the judge's window, the contestant's word on device time, the time to issue it."""
 
     window_us: float
     claim_us: float
@@ -76,23 +109,26 @@ class Settings:
 @dataclass
 class _Round:
     windows: dict[str, Window]
-    nulls_us: dict[str, float]
+    nulls: dict[str, Window]
+    sm_clock_mhz: int
 
 
 @dataclass
 class _Patience:
-    """Has what was disturbed run again, `most` times in all."""
+    """Has what was disturbed run again, `most` times in all, and remembers why."""
 
     most: float
     spent: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
 
     def insist(self, attempt: Callable[[], _Result]) -> _Result:
         """Attempt until undisturbed, or let Disturbed pass once patience is spent."""
         while True:
             try:
                 return attempt()
-            except Disturbed:
+            except Disturbed as disturbed:
                 self.spent += 1
+                self.reasons[str(disturbed)] += 1
                 if self.spent > self.most:
                     raise
 
@@ -108,93 +144,177 @@ def measure(
     bench: Bench,
     baselines: Sequence[str],
     eligible: Collection[str],
-    rng: random.Random,
+    rng: random.Random | None,
     settings: Settings,
     clock: Callable[[], float] = time.monotonic,
 ) -> Timed:
     """Time the solution against `baselines`; the headline is chosen on a pilot and then measured anew.
 
     Of the eligible baselines only the headline goes on after the pilot; those that are not eligible
-    (eager as shipped) always do. Raises ValueError when no baseline is eligible, and Disturbed when the
-    disturbances allowed are spent before the first round.
+    (eager as shipped) always do. The order within a round is drawn from `rng`; without one it stays as
+    given, which only a test of its bias would want. Raises ValueError when no baseline is eligible,
+    Disturbed when the disturbances allowed are spent, and Stalled.
     """
     end = clock() + settings.budget_s
     variants = [SOLUTION, *baselines]
     patience = _Patience(MAX_INVALID_SHARE * settings.max_rounds)
     estimates = {v: patience.insist(partial(_estimate, bench, v)) for v in variants}
     calls = calls_per_sample(min(estimates.values()), max(estimates.values()), bench.max_calls)
-    pilot = [patience.insist(partial(_round, bench, variants, calls, rng)) for _ in range(PILOT_ROUNDS)]
-    pilot_samples = _samples(pilot, variants, calls, bench)
-    headline = analyse.headline(pilot_samples, eligible)
+    pilot_calls = calls
+    pilot, settled = _pilot(bench, variants, calls, rng, patience)
+    headline = analyse.headline(_samples(pilot, variants, calls, bench), eligible)
     kept = [v for v in variants if v not in eligible or v == headline]
-    rounds: list[_Round] = []
-    widths: list[float] = []
-    while len(rounds) < settings.max_rounds and (len(rounds) < analyse.FIRST_LOOK or clock() < end):
-        try:
-            rounds.append(patience.insist(partial(_round, bench, kept, calls, rng)))
-        except Disturbed:
-            if not rounds:
-                raise
-            break
-        if analyse.is_look(len(rounds)):
-            widths.append(_width(_samples(rounds, kept, calls, bench), headline))
-            if analyse.should_stop(widths, settings.target):
-                break
-    samples = _samples(rounds, kept, calls, bench)
-    dropped = [s for s in pilot_samples if s.variant not in kept]
+    course = _Course(bench, rng, settings, patience, headline)
+    rounds = course.run(kept, calls, lambda: clock() < end)
+    samples = _decided(bench, _samples(rounds, kept, calls, bench))
+    batched = False
+    if calls > 1:
+        trusted = [v for v in kept if bench.is_trusted(v)][:1]
+        alone = course.alone(list(dict.fromkeys([SOLUTION, headline, *trusted])))
+        batched = _gains_by_batching(samples, alone, headline)
+        samples = [replace(s, single_us=_median_of(alone, s.variant)) for s in samples]
+    if batched:  # nothing may be amortised over a batch: the slower way of calling counts
+        calls = 1
+        rounds = course.run(kept, calls, lambda: clock() < end)
+        samples = _decided(bench, _samples(rounds, kept, calls, bench))
+    decides = analyse.clock_of(samples)
+    dropped = [
+        _as_pilot(analyse.by_clock(s, decides))
+        for s in _samples(pilot, variants, pilot_calls, bench)
+        if s.variant not in kept
+    ]
+    asides = [_aside(bench, s) if s.variant in (SOLUTION, headline) else s for s in samples]
     return Timed(
-        samples=(*samples, *(_as_pilot(s) for s in dropped)),
+        samples=(*asides, *dropped),
         headline=headline,
         rounds=len(rounds),
         invalid_rounds=patience.spent,
+        disturbances=dict(patience.reasons),
         checked_calls=0,
         handshake_us=max(s.null_us for s in samples),
+        clock=decides,
+        sm_clocks_mhz=tuple(r.sm_clock_mhz for r in rounds if r.sm_clock_mhz),
+        settled=settled,
+        batched=batched,
     )
+
+
+@dataclass
+class _Course:
+    """Rounds under one set of rules."""
+
+    bench: Bench
+    rng: random.Random | None
+    settings: Settings
+    patience: _Patience
+    headline: str
+
+    def run(self, variants: Sequence[str], calls: int, has_time: Callable[[], bool]) -> list[_Round]:
+        """Run until the interval is narrow at two looks running, or rounds or time are up."""
+        rounds: list[_Round] = []
+        widths: list[float] = []
+        while len(rounds) < self.settings.max_rounds and (len(rounds) < analyse.FIRST_LOOK or has_time()):
+            rounds.append(self.one(variants, calls))
+            if analyse.is_look(len(rounds)):
+                samples = _decided(self.bench, _samples(rounds, variants, calls, self.bench))
+                widths.append(_width(samples, self.headline))
+                if analyse.should_stop(widths, self.settings.target):
+                    break
+        return rounds
+
+    def one(self, variants: Sequence[str], calls: int) -> _Round:
+        """Run one round."""
+        return self.patience.insist(partial(_round, self.bench, variants, calls, self.rng))
+
+    def alone(self, variants: Sequence[str]) -> list[Samples]:
+        """Sample single calls: what is gained by doing the calls of a batch together is not in them."""
+        self.bench.fresh(1)
+        for variant in variants:
+            self.patience.insist(partial(self.bench.warm_up, variant, 1))
+        rounds = [self.one(variants, 1) for _ in range(SINGLE_ROUNDS)]
+        return _decided(self.bench, _samples(rounds, variants, 1, self.bench))
+
+
+def _gains_by_batching(samples: Sequence[Samples], alone: Sequence[Samples], headline: str) -> bool:
+    batch, single = ({s.variant: s for s in some} for some in (samples, alone))
+    return analyse.gains_by_batching(batch[SOLUTION], single[SOLUTION], batch[headline], single[headline])
+
+
+def _median_of(samples: Sequence[Samples], variant: str) -> float | None:
+    return next((analyse.median(s.times_us) for s in samples if s.variant == variant), None)
 
 
 def _estimate(bench: Bench, variant: str) -> float:
     """Median of three single calls, in us, after one that warms the variant up."""
     bench.fresh(1)
-    bench.sample(variant, 1)
+    bench.warm_up(variant, 1)
     windows, nulls = [], []
     for _ in range(3):
         bench.fresh(1)
         windows.append(bench.sample(variant, 1).window_us)
-        nulls.append(bench.null(variant, 1))
+        nulls.append(bench.null(variant, 1).window_us)
     return max(analyse.median(windows) - analyse.median(nulls), 1.0)
 
 
-def _round(bench: Bench, variants: Sequence[str], calls: int, rng: random.Random) -> _Round:
+def _pilot(
+    bench: Bench, variants: Sequence[str], calls: int, rng: random.Random | None, patience: _Patience
+) -> tuple[list[_Round], bool]:
+    """Run blocks of rounds until two running agree; returns those two, and whether they do."""
+    bench.fresh(calls)
+    for variant in variants:
+        for _ in range(2):  # an allocator finds its order when it has all blocks
+            patience.insist(partial(bench.warm_up, variant, calls))
+    blocks: list[list[_Round]] = []
+    settled = False
+    while len(blocks) < MAX_PILOT_BLOCKS and not settled:
+        blocks.append(
+            [patience.insist(partial(_round, bench, variants, calls, rng)) for _ in range(PILOT_BLOCK)]
+        )
+        settled = len(blocks) > 1 and all(_agree(blocks[-2], blocks[-1], v) for v in variants)
+    return [r for block in blocks[-2:] for r in block], settled
+
+
+def _agree(before: Sequence[_Round], after: Sequence[_Round], variant: str) -> bool:
+    """Compare the claims, which have no noise of the handshake; they decide nothing here."""
+    first, second = (
+        analyse.median([r.windows[variant].claim_us for r in block]) for block in (before, after)
+    )
+    return abs(first - second) <= SETTLED_WITHIN * max(first, second)
+
+
+def _round(bench: Bench, variants: Sequence[str], calls: int, rng: random.Random | None) -> _Round:
     order = list(variants)
-    rng.shuffle(order)
+    if rng is not None:
+        rng.shuffle(order)
     windows: dict[str, Window] = {}
-    nulls: dict[str, float] = {}
+    nulls: dict[str, Window] = {}
     bench.fresh(calls)
     for variant in order:
         windows[variant] = bench.sample(variant, calls)
         process = bench.process_of(variant)
         if process not in nulls:
             nulls[process] = bench.null(variant, calls)
-    return _Round(windows, nulls)
+    return _Round(windows, nulls, bench.state().sm_clock_mhz)
 
 
 def _samples(rounds: Sequence[_Round], variants: Sequence[str], calls: int, bench: Bench) -> list[Samples]:
     """Subtract the process's median null of the same rounds from each window."""
+    trusted = next((bench.process_of(v) for v in variants if bench.is_trusted(v)), None)
+    honest_us = None if trusted is None else [r.nulls[trusted].window_us for r in rounds]
     samples = []
     for variant in variants:
-        process = bench.process_of(variant)
-        nulls = [r.nulls_us[process] for r in rounds]
-        null = analyse.median(nulls)
-        # A window shorter than the null carries no time; the floor keeps its logarithm finite.
+        nulls_us = [r.nulls[bench.process_of(variant)].window_us for r in rounds]
         windows = [r.windows[variant] for r in rounds]
+        null_us = analyse.null_of(nulls_us, None if bench.is_trusted(variant) else honest_us)
+        # A window shorter than the null carries no time; the floor keeps its logarithm finite.
         samples.append(
             Samples(
                 variant=variant,
                 calls=calls,
-                times_us=tuple(max((w.window_us - null) / calls, 0.01) for w in windows),
+                times_us=tuple(max((w.window_us - null_us) / calls, 0.01) for w in windows),
                 claims_us=tuple(w.claim_us / calls for w in windows),
-                null_us=null,
-                null_mad_us=analyse.mad(nulls),
+                null_us=null_us,
+                null_mad_us=analyse.mad(nulls_us),
                 issue_us=analyse.median([w.issue_us for w in windows]) / calls,
                 l2=bench.l2(calls),
             )
@@ -202,8 +322,21 @@ def _samples(rounds: Sequence[_Round], variants: Sequence[str], calls: int, benc
     return samples
 
 
+def _aside(bench: Bench, samples: Samples) -> Samples:
+    """Add the times that stand beside the one that decides."""
+    warm_us, steady_us = (
+        bench.aside(samples.variant, samples.calls, kind) for kind in (Call.WARM, Call.STEADY)
+    )
+    return replace(samples, warm_us=warm_us, steady_us=steady_us)
+
+
 def _as_pilot(samples: Samples) -> Samples:
     return Samples(**{**vars(samples), "config": {**samples.config, "pilot": True}})
+
+
+def _decided(bench: Bench, samples: Sequence[Samples]) -> list[Samples]:
+    trusted = [s.variant for s in samples if bench.is_trusted(s.variant)]
+    return analyse.decided(samples, trusted)
 
 
 def _width(samples: Sequence[Samples], headline: str) -> float:

@@ -57,7 +57,8 @@ class _Run:
     def go(self) -> Outcome:
         try:
             environment = self._judge().environment
-            card = card_of(environment)
+            _require_sms(int(self.request.limits.get("sms", 0)), environment)
+            card = card_of(environment, int(self.request.limits.get("sms", 0)))
             known = {} if self.request.rerun else self._known(card)
             return self._jobs(environment, card, known)
         finally:
@@ -71,7 +72,7 @@ class _Run:
         begun = time.monotonic()
         for index, job in enumerate(jobs):
             found = known.get(_key(request.problem, job, card, environment))
-            if found is not None:
+            if found is not None and self._suffices(found):
                 records.append(found)
                 self.watch(Event(index, len(jobs), job, found, resumed=True))
                 continue
@@ -108,6 +109,11 @@ class _Run:
                 known |= record.done(found)
         return known
 
+    def _suffices(self, found: Record) -> bool:
+        """A ranked run does not take a record of fewer processes for its own."""
+        wanted = int(self.request.limits.get("processes", 1))
+        return found.timed is None or found.timed.processes >= wanted
+
     def _job(self, job: Job, environment: dict[str, Any], card: str) -> Record:
         refusal = _refuse(job)
         if refusal is not None:
@@ -123,6 +129,16 @@ class _Run:
             failed = to_json(Failed(Status.ERROR, "judge", str(error)))
             answer = {"ruling": {"failed": failed}, "entropy": ""}
         return make_record(self.request.problem, job, environment, card, answer["ruling"], answer["entropy"])
+
+
+def _require_sms(sms: int, environment: dict[str, Any]) -> None:
+    """Refuse to emulate a part of the GPU that is no part of it."""
+    if sms and environment["device"] == "cpu":
+        raise load.BadInput(f"--sms {sms} restricts a GPU: name one with --device cuda:N")
+    if sms and sms >= environment["sms"]:
+        raise load.BadInput(
+            f"--sms {sms} is no part of {environment['gpu']} with its {environment['sms']} SMs"
+        )
 
 
 def _refuse(job: Job) -> Failed | None:

@@ -14,6 +14,8 @@ from runner.schema import HIDDEN, PROTOCOL, Cell, Shape, Status
 #: The suite's target; its waves are what the sweep `waves` places shapes for where no card is known.
 TARGET_CARD = "rtx4090"
 DEFAULT_SWEEPS = {"cpu": ("smoke",), "cuda": ("kernelbench", "layers", "ragged", "waves")}
+#: Fresh processes of a ranked run.
+RANKED_PROCESSES = 5
 #: A dry run's estimate of a cell, in seconds, from runs on two cores and on an H100.
 ESTIMATE_S = {"cpu": 0.6, "cuda": 3.0}
 
@@ -28,7 +30,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Request:
-    """What a run is asked to do. `limits` are the judge's, in seconds and log ratio."""
+    """What a run is asked to do. `limits` are the judge's own (`runner.judge.bench.Limits`)."""
 
     problem: load.Problem
     solutions: tuple[load.Solution, ...]

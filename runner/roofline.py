@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from runner.cards import Card
 
 #: Tolerance of the floor for a bandwidth a little above the data sheet's.
@@ -56,11 +58,23 @@ def bound_us(flops: int, traffic_bytes: int, card: Card, arithmetic: str) -> Bou
     return Bound(max(memory_us, arithmetic_us), limiter, memory_us, arithmetic_us)
 
 
+def measured_us(flops: int, traffic_bytes: int, ceilings: Mapping[str, float], arithmetic: str) -> float:
+    """Return the bound by what the device itself reached when its judge started (`runner.judge.ceilings`)."""
+    tflops = attainable({name: ceilings[f"{name}_tflops"] for name in PRODUCTS}, arithmetic)
+    memory_us = _transfer_us(traffic_bytes, ceilings["copy_gb_per_s"])
+    return max(memory_us, flops / (tflops * 1e6))
+
+
 def attainable_tflops(card: Card, arithmetic: str) -> float:
     """Return the card's peak for a cell's arithmetic, by the fastest way that is accurate enough for it."""
+    return attainable(card.peak_tflops, arithmetic)
+
+
+def attainable(tflops: Mapping[str, float], arithmetic: str) -> float:
+    """Return the best rate for a cell's arithmetic. Raises ValueError for an unknown one."""
     if arithmetic not in PRODUCTS:
         raise ValueError(f"unknown arithmetic {arithmetic!r}: one of {', '.join(PRODUCTS)}")
-    return max(card.peak_tflops[used] / count for used, count in PRODUCTS[arithmetic].items())
+    return max(tflops[used] / count for used, count in PRODUCTS[arithmetic].items())
 
 
 def share_of_bound(time_us: float, bound: Bound) -> float:

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 #: Changed with anything that moves numbers; tables never mix two protocols.
-PROTOCOL = 1
+PROTOCOL = 2
 #: Changed with the layout of a record.
 SCHEMA = 1
 
@@ -43,6 +43,10 @@ class Status(StrEnum):
 
 #: Statuses that say nothing against a solution.
 HARMLESS = (Status.PASS, Status.NOT_COVERED, Status.UNSUPPORTED, Status.ERROR)
+
+
+#: A flag that begins so keeps a time out of every mean; the rest of it says why.
+NOT_RANKED = "not_ranked"
 
 
 class Verdict(StrEnum):
@@ -128,11 +132,17 @@ class Checked:
 
 @dataclass(frozen=True)
 class Samples:
-    """Raw samples of one variant in the order of the rounds, in microseconds.
+    """Raw samples of one variant in the order of the rounds, in microseconds per call.
 
-    `times_us` is the judge's bound per call: the window of `calls` calls less the null window
-    of the same process, divided by `calls`. `claims_us` is the contestant's own event time per
-    call, never used to decide; `issue_us` is the host's median time to issue a call, a claim too.
+    `times_us` is the series that decides. It holds the device time by the contestant's own events where
+    `Timed.clock` is `claim`, and then `bounds_us` has what the judge's clock gave and `claims_us` is empty;
+    else it holds the judge's bound, and `claims_us` the contestant's word. A bound is the judge's window
+    around `calls` calls less the null window of the same process, divided by `calls`. `issue_us` is the
+    host's median time to issue a call, by the judge's clock where it could be told apart.
+
+    `warm_us` (the same inputs again, in L2), `steady_us` (issued one after another, host included) and
+    `graph_us` (captured once and replayed) are claims that decide nothing, `single_us` is the time of a call
+    alone where `calls` are more; None where they were not taken.
     """
 
     variant: str
@@ -144,6 +154,12 @@ class Samples:
     issue_us: float
     l2: str
     config: dict[str, Any] = field(default_factory=dict)
+    bounds_us: tuple[float, ...] = ()
+    process: int = 0
+    warm_us: float | None = None
+    steady_us: float | None = None
+    graph_us: float | None = None
+    single_us: float | None = None
 
 
 @dataclass(frozen=True)
@@ -160,7 +176,13 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Timed:
-    """What the rounds gave; every figure of a table is recomputed from `samples`."""
+    """What the rounds gave; every figure of a table is recomputed from `samples`.
+
+    `rounds` are those of all processes: a ranked run has samples of several, told apart by their
+    `process`. `clock` says whose clock decides, `claim` or `judge`. `sm_clocks_mhz` has the SM clock after
+    each round where the driver tells it; `disturbances` why rounds were run again, and how often. `batched`
+    says that calls were cheaper together than alone, so that single ones were timed.
+    """
 
     samples: tuple[Samples, ...]
     headline: str
@@ -168,6 +190,12 @@ class Timed:
     invalid_rounds: int
     checked_calls: int
     handshake_us: float
+    clock: str = "judge"
+    processes: int = 1
+    sm_clocks_mhz: tuple[int, ...] = ()
+    settled: bool = True
+    disturbances: dict[str, int] = field(default_factory=dict)
+    batched: bool = False
 
 
 @dataclass(frozen=True)

@@ -12,24 +12,34 @@ from typing import Any
 from runner import cards, lint, load, roofline, waves
 from runner.decode import decode
 from runner.plan import Job
-from runner.schema import PROTOCOL, SCHEMA, Checked, Failed, Record, Status, Timed, digest, to_json
+from runner.schema import (
+    NOT_RANKED,
+    PROTOCOL,
+    SCHEMA,
+    Checked,
+    Failed,
+    Record,
+    Status,
+    Timed,
+    digest,
+    to_json,
+)
 
-#: A call whose issuing takes this share of its time is bound by the host: shown, not ranked.
-LAUNCH_BOUND_SHARE = 0.8
-#: The judge's bound of one window and a claim may differ by this, in us, for honest kernels.
-CLAIM_NOISE_US = 60.0
+#: A solution this much faster than its headline baseline, or this close to the floor, wants a second look.
+SUSPICIOUS_SPEEDUP, NEAR_FLOOR = 10.0, 1.15
 
 
-def card_of(environment: dict[str, Any]) -> str:
-    """Name the folder of results: a card's name, `cpu`, or an unknown device's own name in small letters."""
+def card_of(environment: dict[str, Any], sms: int = 0) -> str:
+    """Name the folder of results: a card's name, `cpu`, or an unknown device's own name in small letters.
+
+    With `sms` it is a part of that card: `h100_sxm-128sm`.
+    """
     if environment["device"] == "cpu":
         return "cpu"
     card = cards.card_for_device(environment["gpu"], environment["sms"])
-    return (
-        card.name
-        if card
-        else re.sub(r"[^a-z0-9]+", "-", f"{environment['gpu']}-{environment['sms']}sm".lower())
-    )
+    own = re.sub(r"[^a-z0-9]+", "-", f"{environment['gpu']}-{environment['sms']}sm".lower())
+    name = card.name if card else own
+    return f"{name}-{sms}sm" if sms else name
 
 
 @cache
@@ -88,26 +98,30 @@ def _weigh(made: Record, problem: load.Problem, checked: Checked, timed: Timed) 
     """Add comparisons, roofline, waves and flags to a timed record."""
     from runner import analyse  # noqa: PLC0415 - numpy, which a CPU run does not need
 
-    by_name = {s.variant: s for s in timed.samples}
-    mine = by_name["solution"]
-    paired = [s for s in timed.samples if s is not mine and not s.config.get("pilot")]
-    comparisons = tuple(analyse.compare(mine.times_us, s.times_us, s.variant) for s in paired)
-    doubts = analyse.diagnose(mine.times_us, by_name[timed.headline].times_us).flags
-    time_us, claim_us = analyse.median(mine.times_us), analyse.median(mine.claims_us)
-    flags = [*made.flags, *doubts]
-    if mine.issue_us > LAUNCH_BOUND_SHARE * time_us:
+    mine, *others = [s for s in timed.samples if not s.config.get("pilot") and s.process == 0]
+    comparisons = tuple(analyse.comparison(timed, s.variant) for s in others)
+    headline = next(s for s in others if s.variant == timed.headline)
+    times_us = analyse.times_us(timed, mine.variant)
+    time_us = analyse.median(times_us)
+    disturbed = [f"{NOT_RANKED}: {name}" for name in made.environment.get("disturbances", [])]
+    if made.environment.get("other_processes"):
+        disturbed.append("other_processes")
+    flags = [*made.flags, *disturbed, *analyse.diagnose(mine.times_us, headline.times_us).flags]
+    if mine.issue_us > time_us:
         flags.append("launch_bound")
-    if abs(claim_us - time_us) > max(0.1 * time_us, CLAIM_NOISE_US / mine.calls):
+    if timed.clock == analyse.JUDGE:
         flags.append("claim_mismatch")
+    if any(c.baseline == timed.headline and c.low > SUSPICIOUS_SPEEDUP for c in comparisons):
+        flags.append("over_10x")
     made = dataclasses.replace(made, comparisons=comparisons, flags=tuple(flags))
-    if made.card not in cards.card_names():
+    card = cards.find_card(made.card)
+    if card is None:
         return made
-    card = cards.load_card(made.card)
     occupied = [(x.kernel, waves.launch_occupancy(x, card)) for x in checked.launches]
     made = dataclasses.replace(
         made, waves=tuple({"kernel": k, **to_json(o)} for k, o in occupied if o is not None)
     )
-    return _place(made, problem, card, time_us, max(mine.times_us))
+    return _place(made, problem, card, time_us, max(times_us))
 
 
 def _place(
@@ -119,7 +133,8 @@ def _place(
     shape = problem.shape(made.cell.shape)
     traffic = problem.outline.min_bytes(shape, 4 if made.cell.dtype == "fp32" else 2)
     flops = problem.outline.flops(shape)
-    bound = roofline.bound_us(flops, traffic, card, made.cell.arithmetic)
+    arithmetic = made.cell.arithmetic
+    bound = roofline.bound_us(flops, traffic, card, arithmetic)
     floor = roofline.floor_us(traffic, 0, card)
     facts = {
         "min_bytes": traffic,
@@ -129,7 +144,14 @@ def _place(
         "floor_us": floor,
         "share_of_bound": roofline.share_of_bound(time_us, bound),
     }
-    made = dataclasses.replace(made, roofline=facts)
+    measured = made.environment.get("ceilings")
+    if measured:
+        facts["share_of_measured"] = roofline.measured_us(flops, traffic, measured, arithmetic) / time_us
+    flags = [
+        *(["above_bound"] if time_us < bound.time_us else []),
+        *(["near_floor"] if time_us < NEAR_FLOOR * floor else []),
+    ]
+    made = dataclasses.replace(made, roofline=facts, flags=(*made.flags, *flags))
     if slowest_us >= floor:
         return made
     failed = Failed(Status.INVALID, "time", f"{time_us:.2f} us is below the byte floor of {floor:.2f} us")

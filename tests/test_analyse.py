@@ -12,9 +12,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from runner.analyse import (
+    CLAIM,
+    JUDGE,
     TARGET,
     autocorrelation,
+    clock_of,
     compare,
+    comparison,
+    decided,
     diagnose,
     half_width,
     headline,
@@ -24,8 +29,10 @@ from runner.analyse import (
     median,
     should_stop,
     t_quantile,
+    times_us,
+    together,
 )
-from runner.schema import Comparison, Samples, Verdict
+from runner.schema import Comparison, Samples, Timed, Verdict
 
 Series = NDArray[np.float64]
 Pair = tuple[Series, Series]
@@ -315,3 +322,86 @@ def test_robust_estimates_are_what_their_definitions_say(values):
 )
 def test_t_quantile_against_the_table(freedom: int, expected: float):
     assert t_quantile(freedom) == pytest.approx(expected, rel=0.01)
+
+
+def timed(pair: Pair, rounds: int = 24, clock: str = CLAIM) -> Timed:
+    mine, best = (tuple(map(float, side[:rounds])) for side in pair)
+    both = [samples("solution", *mine), samples("cudnn", *best)]
+    if clock == CLAIM:
+        both = [Samples(**{**vars(s), "bounds_us": tuple(2 * t for t in s.times_us)}) for s in both]
+    return Timed(tuple(both), "cudnn", rounds, 1, 3, 9.0, clock, sm_clocks_mhz=(1980,) * rounds)
+
+
+def test_one_process_is_compared_round_by_round():
+    pair = white(rng(1), speedup=1.3)
+    mine, best = (side[:24] for side in pair)
+    assert comparison(timed(pair), "cudnn") == compare(mine, best, "cudnn")
+
+
+def test_an_interval_over_processes_holds_what_differs_from_process_to_process():
+    """Within a process the noise is 0.3 %, between them 2 %: rounds alone would claim far too much."""
+    found, alone = [], []
+    for seed in range(300):
+        random = rng(seed)
+        runs = [
+            timed(white(random, speedup=1.2 * math.exp(0.02 * random.standard_normal()), noise=0.003))
+            for _ in range(5)
+        ]
+        found.append(comparison(together(runs), "cudnn"))
+        alone.append(comparison(runs[0], "cudnn"))
+    assert coverage(found, 1.2) >= 0.93
+    assert coverage(alone, 1.2) < 0.3
+    assert found[0].rounds == 120
+
+
+def test_processes_are_joined_and_told_apart():
+    runs = [timed(white(rng(seed))) for seed in range(3)]
+    joined = together(runs)
+    assert [(s.process, s.variant) for s in joined.samples] == list(
+        itertools.product(range(3), ("solution", "cudnn"))
+    )
+    assert (joined.processes, joined.rounds, joined.invalid_rounds, joined.checked_calls) == (3, 72, 3, 9)
+    assert len(joined.sm_clocks_mhz) == len(times_us(joined, "solution")) == 72
+    assert joined.clock == CLAIM
+
+
+def test_processes_are_never_compared_by_different_clocks():
+    believed, doubted = timed(white(rng(1))), timed(white(rng(2)), clock=JUDGE)
+    joined = together([believed, doubted])
+    assert joined.clock == JUDGE
+    assert joined.samples[0].times_us == believed.samples[0].bounds_us
+    assert joined.samples[0].claims_us == believed.samples[0].times_us
+    assert joined.samples[2].times_us == doubted.samples[0].times_us
+
+
+def claimed(variant: str, claim_us: float, bound_us: float, calls: int = 10, rounds: int = 24) -> Samples:
+    flat = (bound_us,) * rounds, (claim_us,) * rounds
+    return Samples(variant, calls, *flat, null_us=0.0, null_mad_us=0.0, issue_us=0.0, l2="cold")
+
+
+@given(
+    st.floats(5.0, 1e4), st.floats(1.0, 1.039), st.floats(0.5, 1.5), st.integers(1, 64), st.floats(0.1, 1.0)
+)
+def test_a_claim_is_believed_as_far_as_honest_processes_lose(
+    claim_us: float, loss: float, share: float, calls: int, forged: float
+):
+    """The trusted process loses `loss` between its events and the judge's clock, and so may others."""
+    trusted = claimed("cudnn", share * claim_us, share * claim_us * loss, calls)
+    honest = claimed("solution", claim_us, claim_us * loss + 5.0 / calls, calls)
+    assert clock_of(decided([honest, trusted], ["cudnn"])) == CLAIM
+    liar = claimed("solution", forged * claim_us, claim_us * loss, calls)
+    found = decided([liar, trusted], ["cudnn"])
+    # what is gained by lying is bounded, whatever is claimed
+    gain = (claim_us * loss) / found[0].times_us[0]
+    assert gain <= loss * 1.011 * 1.001 + 10.1 / calls / found[0].times_us[0]
+    if clock_of(found) == JUDGE:
+        assert [s.times_us for s in found] == [liar.times_us, trusted.times_us]
+
+
+def test_noise_of_the_judges_clock_is_no_lie():
+    random = rng(3)
+    bounds_us = tuple(float(t) for t in 100 + 20 * random.standard_normal(24))
+    noisy = Samples(
+        "solution", 64, bounds_us, (100.0,) * 24, null_us=0.0, null_mad_us=0.0, issue_us=0.0, l2="cold"
+    )
+    assert clock_of(decided([noisy, claimed("cudnn", 100.0, 100.0)], ["cudnn"])) == CLAIM

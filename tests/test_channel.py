@@ -317,18 +317,22 @@ def sealed_page() -> Iterator[int]:
 
 
 @quick
-@given(int64, st.sampled_from(Call), st.integers(1, 64), st.integers(0, 9), int64)
-def test_both_sides_read_the_same_words(seq: int, kind: Call, calls: int, seat: int, at: int) -> None:
+@given(int64, st.sampled_from(Call), st.integers(1, 64), st.integers(0, 9), int64, st.integers(0, 2**31))
+def test_both_sides_read_the_same_words(  # noqa: PLR0917 - one for each word of the page
+    seq: int, kind: Call, calls: int, seat: int, at: int, gate: int
+) -> None:
     with sealed_page() as fd:
         judge, contestant = Page(fd), Page(fd)
-        judge.ask(seq, kind, calls, seat, offset_bytes=at)
+        judge.ask(seq, kind, calls, seat, offset_bytes=at, gate=gate)
         words = contestant.words
-        assert (words[0], words[1]) == (seq, 0)
-        assert (words[2], words[3], words[4], words[8]) == (calls, kind, seat, at)
-        contestant.note(2, 77)
+        assert (words[0], words[1], words[11]) == (seq, 0, 0)
+        assert (words[2], words[3], words[4], words[8], words[10]) == (calls, kind, seat, at, gate)
+        contestant.issued(seq)
+        assert (judge.words[1], judge.words[11]) == (0, seq)
+        contestant.note(2)
         contestant.answer(seq, -5, 3)
         assert (judge.words[1], judge.words[5], judge.words[6]) == (seq, -5, 3)
-        assert (judge.words[7], judge.words[9]) == (2, 77)
+        assert judge.words[7] == 2
         assert (judge.words[0], judge.words[2]) == (seq, calls)
 
 

@@ -11,14 +11,17 @@ import torch
 
 from runner import load, measure
 from runner.judge import check
+from runner.judge.company import MAX_CONTESTANTS
 from runner.judge.bench import Bench, Limits, NoBaseline
-from runner.judge.referee import MAX_CONTESTANTS, Referee
+from runner.judge.inspector import Inspector
+from runner.judge.referee import Referee
+from runner.judge.timing import Timing
 from runner.schema import Cell
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-BASELINES = tuple(load.baseline_names())
+BASELINES = tuple(load.default_baselines())
 
 
 @pytest.fixture
@@ -27,14 +30,14 @@ def referee() -> Iterator[Referee]:
     problem = load.find_problem("convtranspose2d")
     shape = problem.sweeps(128)["smoke"]["groups"]
     cell = Cell("smoke", "groups", shape, "fp32", "tf32")
-    assert made._prepare_case(problem, cell, os.urandom(16)) is None
+    assert made.prepare_case(problem, cell, os.urandom(16)) is None
     yield made
     made.close()
 
 
 def seated(referee: Referee) -> Bench:
     bench = Bench(referee._current(), referee.limits)
-    trusted = referee._trusted(BASELINES)
+    trusted = referee.company.trusted(referee._current(), BASELINES)
     for seat, name in enumerate(BASELINES):
         bench.join(name, trusted, seat)
     bench.seated[trusted.identity] = -1
@@ -48,15 +51,15 @@ def test_every_baseline_answers_in_any_order_and_again_after_a_release(referee: 
         bench.fresh(1)
         window = bench.sample(name, 1)
         assert window.window_us > window.claim_us > 0
-        assert bench.null(name, 1) > 0
-        referee._hold(bench, bench.seats[name][0], tally, 0)
-    first = referee.trusted
-    referee._release_trusted()
+        assert bench.null(name, 1).window_us > 0
+        Inspector(bench, name).hold(tally)
+    first = referee.company._trusted
+    referee.company.release_trusted()
     again = seated(referee)
     again.fresh(1)
     again.sample(BASELINES[-1], 1)
-    referee._hold(again, again.seats[BASELINES[-1]][0], tally, 0)
-    assert referee.trusted is first
+    Inspector(again, BASELINES[-1]).hold(tally)
+    assert referee.company._trusted is first
     assert not tally.wrong
 
 
@@ -68,14 +71,13 @@ def test_a_dead_baseline_is_nobodys_foul(referee: Referee) -> None:
     with pytest.raises(NoBaseline, match="SIGKILL"):
         bench.sample("eager", 1)
     solution = load.find_solution("gather_gemm", "convtranspose2d")
-    contestant = referee._contestant(solution)
-    bench.join(measure.SOLUTION, contestant, 0)
-    referee._check(bench, contestant, solution)
+    _, inspector = referee._check(solution)
     flags: list[str] = []
-    assert referee._time(bench, BASELINES, flags) is None
+    timing = Timing(referee.company, referee._current(), referee.enter, flags)
+    assert timing.time(inspector, solution, BASELINES) is None
     assert flags
     assert flags[0].startswith("no_baseline: ended by SIGKILL")
-    assert referee.trusted is None
+    assert referee.company._trusted is None
     again = seated(referee)
     again.fresh(1)
     again.sample("eager", 1)
@@ -85,9 +87,12 @@ def test_a_busy_device_is_a_flag(referee: Referee, monkeypatch: pytest.MonkeyPat
     def busy(*_: object) -> None:
         raise measure.Disturbed("the device is not idle")
 
-    monkeypatch.setattr(referee, "_rounds", busy)
+    monkeypatch.setattr(Timing, "_rounds", busy)
+    solution = load.find_solution("gather_gemm", "convtranspose2d")
+    inspector, _ = referee.enter(solution)
     flags: list[str] = []
-    assert referee._time(Bench(referee._current(), referee.limits), BASELINES, flags) is None
+    timing = Timing(referee.company, referee._current(), referee.enter, flags)
+    assert timing.time(inspector, solution, BASELINES) is None
     assert flags == ["disturbed: the device is not idle"]
 
 
@@ -112,9 +117,10 @@ def test_a_record_names_the_entropy_of_parameters_and_inputs(referee: Referee) -
 
 def test_the_contestant_that_was_used_longest_ago_makes_room(referee: Referee) -> None:
     texts = [load.Solution("x", Path("x.py"), f"# {number}") for number in range(MAX_CONTESTANTS + 1)]
-    first = [referee._contestant(text) for text in texts[:-1]]
-    assert referee._contestant(texts[0]) is first[0]
-    referee._contestant(texts[-1])
-    assert list(referee.contestants) == [text.digest for text in (*texts[2:-1], texts[0], texts[-1])]
+    first = [referee.company.contestant(text) for text in texts[:-1]]
+    assert referee.company.contestant(texts[0]) is first[0]
+    referee.company.contestant(texts[-1])
+    left = [key.split()[1] for key in referee.company._contestants]
+    assert left == [text.digest for text in (*texts[2:-1], texts[0], texts[-1])]
     with pytest.raises(ProcessLookupError):
         os.kill(first[1].pid, 0)

@@ -5,6 +5,7 @@ Everything here runs beside foreign code and may be changed by it; the judge bel
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -21,9 +22,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from runner import channel
+from runner import channel, cuda_ipc
 from runner.channel import Call, Fault, Frame, Kind, Page
-from runner.contestant import libc, sandbox, witness
+from runner.contestant import libc, sandbox, switches, witness
 from runner.contestant.build import (
     TORCH_DTYPES,
     Refused,
@@ -60,8 +61,11 @@ class Contestant:
         self.modules: dict[str, types.ModuleType] = {}
         self.blocks: list[torch.Tensor] = []
         self.slots: list[list[Any]] = []
+        self.gate_address = 0
         self.seats: list[Seat] = []
         self.model: nn.Module | None = None
+        self.green: Any = None
+        self.switches = switches.snapshot()
         self.returning = threading.Event()
         self.failure: BaseException | None = None
 
@@ -73,13 +77,17 @@ class Contestant:
             if frame.kind == Kind.BUILD:
                 self.release()
                 job = read_job(fds[0])
+                set_arithmetic(job["dtype"], job["math"])
+                self.switches |= {k: v for k, v in switches.snapshot().items() if k.endswith(_ARITHMETIC)}
                 self.model = construct(job, self.modules, self.scratch, self.device)
                 self.allocate(job)
+                self.restrict(job["sms"])
             elif frame.kind == Kind.ECHO:
                 word = self.memory.peek(frame.args[0], 0)
                 channel.send(self.sock, Frame(Kind.NONCE, args=(frame.args[0], word)))
             elif frame.kind == Kind.RELEASE:
                 self.release()
+                channel.send(self.sock, Frame(Kind.READY, args=(-1,)))
             elif frame.kind == Kind.LOAD:
                 prepare_ns = self.load(job)
                 channel.send(self.sock, Frame(Kind.READY, args=(prepare_ns,)))
@@ -100,10 +108,12 @@ class Contestant:
 
     def allocate(self, job: dict[str, Any]) -> None:
         """Allocate parameters (block 0), input slots (block 1) and, on the host, the output arena."""
+        slots_bytes = job["slot_bytes"] * job["slots"]
         self.blocks = [
             self.memory.block(job["parameter_bytes"]),
-            self.memory.block(job["slot_bytes"] * job["slots"]),
+            self.memory.block(slots_bytes + channel.GATE_BYTES),
         ]
+        self.gate_address = self.blocks[1].data_ptr() + slots_bytes
         if isinstance(self.memory, HostMemory):
             self.memory.arena(job["arena_bytes"])
         for slot in range(job["slots"]):
@@ -114,6 +124,17 @@ class Contestant:
                     for item in job["inputs"]
                 ]
             )
+
+    def restrict(self, sms: int) -> None:
+        """Have all calls run in a stream of a green context, which has that many SMs; 0 for the whole GPU."""
+        if sms and self.green is None:
+            from torch.cuda.green_contexts import GreenContext  # noqa: PLC0415 - where it is asked for
+
+            self.green = GreenContext.create(num_sms=sms, device_id=self.device.index or 0)
+
+    def lane(self) -> contextlib.AbstractContextManager[Any]:
+        """The stream that a seat's calls are launched in."""
+        return contextlib.nullcontext() if self.green is None else torch.cuda.stream(self.green.Stream())
 
     def load(self, job: dict[str, Any]) -> int:
         """Copy the judge's parameters into the model and let it prepare; returns ns, or -1."""
@@ -177,9 +198,9 @@ class Contestant:
 
     def _seated(self, index: int) -> None:
         seat = self.seats[index]
-        with torch.inference_mode():
-            if self.device.type == "cuda":
-                torch.cuda.set_device(self.device)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        with torch.inference_mode(), self.lane():
             while True:
                 seat.wake.acquire()
                 if self.returning.is_set():
@@ -210,11 +231,14 @@ class Contestant:
                 answer(seq, claim_ns, len(seat.held) // calls)
             elif kind == Call.NULL:
                 answer(seq, self.null(seat), 0)
+            elif kind in _ASIDES:
+                answer(seq, _ASIDES[kind](seat.forward, self.slots[:calls]), 0)
             elif kind == Call.WITNESS:
                 with witness.launches() as seen:
                     claim_ns = self.forward(seat, calls)
                 for launch in seen:
                     channel.send(self.sock, launch)
+                page.remark(len(switches.changed(self.switches)))
                 answer(seq, claim_ns, len(seat.held) // calls)
             elif kind == Call.ECHO:
                 answer(seq, self.memory.peek(words[4], words[8]), 0)
@@ -232,33 +256,45 @@ class Contestant:
         """Run `calls` calls on their slots, say where the outputs are; returns the claimed ns."""
         held = seat.held
         held.clear()
+        self.queue_at_gate()
         timer = _Timer(self.device)
         try:
             for slot in self.slots[:calls]:
                 _collect(seat.forward(*slot), held)
+            timer.end()
+            self.page.issued(self.page.words[0])
             claim_ns = timer.stop()
         except BaseException as error:
             raise fault_in_call(error) from error
-        self.publish(held, timer.issue_ns)
+        self.publish(held)
         return claim_ns
 
-    def publish(self, held: list[torch.Tensor], issue_ns: int) -> None:
+    def queue_at_gate(self) -> None:
+        """Have what is launched from here on wait for the judge's word, if this call has one."""
+        word = self.page.words[10]
+        if word:
+            cuda_ipc.wait_word(torch.cuda.current_stream().cuda_stream, self.gate_address, word)
+
+    def publish(self, held: list[torch.Tensor]) -> None:
         """Say on the page where outputs lie."""
         try:
             packed, copied = self.memory.locate(held)
         except ValueError as error:
             raise Refused(Fault.OUTPUT, str(error)) from error
         self.page.describe(packed)
-        self.page.note(copied, issue_ns)
+        self.page.note(copied)
 
     def null(self, seat: Seat) -> int:
         """Launch nothing worth naming: what a call costs before it does anything."""
+        self.queue_at_gate()
         timer = _Timer(self.device)
         if self.device.type == "cuda":
             torch.cuda._sleep(1)  # type: ignore[no-untyped-call] # noqa: SLF001 - the smallest launch there is
+        timer.end()
+        self.page.issued(self.page.words[0])
         claim_ns = timer.stop()
         if seat.held:
-            self.publish(seat.held, 0)
+            self.publish(seat.held)
         return claim_ns
 
     def await_go(self, words: memoryview, last: int) -> int:
@@ -273,25 +309,86 @@ class Contestant:
         channel.send(self.sock, Frame(Kind.DONE, seq=seq))
 
 
+#: Switches that the cell itself sets.
+_ARITHMETIC = ("allow_tf32", "precision")
+
+
 class _Timer:
     """The contestant's own clock, a claim: CUDA events on a GPU, the host's clock elsewhere."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.issue_ns = 0
         if device.type == "cuda":
-            self.begin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-            self.end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-            self.begin.record()
-        self.start_ns = time.perf_counter_ns()
+            self._begin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            self._end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            self._begin.record()
+        self._start_ns = time.perf_counter_ns()
+
+    def end(self) -> None:
+        """All that is to be timed has been issued."""
+        if self.device.type == "cuda":
+            self._end.record()
 
     def stop(self) -> int:
-        self.issue_ns = time.perf_counter_ns() - self.start_ns
+        """Wait for the device; returns ns."""
         if self.device.type != "cuda":
-            return self.issue_ns
-        self.end.record()
+            return time.perf_counter_ns() - self._start_ns
         torch.cuda.synchronize(self.device)
-        return int(self.begin.elapsed_time(self.end) * 1e6)
+        return int(self._begin.elapsed_time(self._end) * 1e6)
+
+
+#: Cycles of a GPU clock in a ns, rounded up: a plug that is too long costs nothing but time.
+_CYCLES_PER_NS = 2
+_LONGEST_PLUG_NS = 50_000_000
+
+
+def _warm(forward: Callable[..., Any], slots: list[list[Any]]) -> int:
+    """Time calls on the first slot alone, after one that brings it into L2, behind a plug of their own."""
+    start = time.perf_counter_ns()
+    held = [forward(*slots[0])]
+    torch.cuda.synchronize()
+    plug_ns = min(2 * len(slots) * (time.perf_counter_ns() - start), _LONGEST_PLUG_NS)
+    torch.cuda._sleep(plug_ns * _CYCLES_PER_NS)  # type: ignore[no-untyped-call] # noqa: SLF001 - bounded
+    timer = _Timer(torch.device("cuda"))
+    for _ in slots:
+        held[:] = [forward(*slots[0])]
+    timer.end()
+    return timer.stop()
+
+
+def _steady(forward: Callable[..., Any], slots: list[list[Any]]) -> int:
+    """Time a batch and its issuing on the host's clock."""
+    torch.cuda.synchronize()
+    start = time.perf_counter_ns()
+    held = [forward(*slot) for slot in slots]
+    torch.cuda.synchronize()
+    took_ns = time.perf_counter_ns() - start
+    held.clear()
+    return took_ns
+
+
+def _graph(forward: Callable[..., Any], slots: list[list[Any]]) -> int:
+    """Time the replay of a captured batch; -1 where it cannot be captured."""
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            held = [forward(*slot) for slot in slots]
+        graph.replay()
+        timer = _Timer(torch.device("cuda"))
+        graph.replay()
+        timer.end()
+        took_ns = timer.stop()
+        held.clear()
+    except Exception:  # noqa: BLE001 - whatever a forward does that a capture forbids
+        return -1
+    return took_ns
+
+
+_ASIDES: dict[int, Callable[[Callable[..., Any], list[list[Any]]], int]] = {
+    Call.WARM: _warm,
+    Call.STEADY: _steady,
+    Call.GRAPH: _graph,
+}
 
 
 def _collect(result: object, held: list[torch.Tensor]) -> None:

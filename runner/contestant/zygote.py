@@ -38,7 +38,6 @@ class _Child:
     identity: int
     pid: int
     log: int
-    scratch: Path
     tail: bytes = b""
 
 
@@ -49,6 +48,7 @@ class Zygote:
         self.control = control
         self.device = device
         self.children: dict[int, _Child] = {}
+        self.scratches: list[Path] = []
         self.selector = selectors.DefaultSelector()
         self.selector.register(control, selectors.EVENT_READ)
         wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -96,7 +96,8 @@ class Zygote:
         for fd in (*fds, log_write):
             os.close(fd)
         os.set_blocking(log_read, False)
-        self.children[pid] = _Child(identity, pid, log_read, scratch)
+        self.children[pid] = _Child(identity, pid, log_read)
+        self.scratches.append(scratch)
         self.selector.register(log_read, selectors.EVENT_READ, pid)
         self._tell({"forked": identity, "pid": pid})
 
@@ -142,8 +143,8 @@ class Zygote:
             while True:
                 _kill_orphans(keep=set())
                 os.waitpid(-1, 0)
-        for child in self.children.values():  # of a judge that was killed; a living one has closed them
-            clear(child.scratch)
+        for scratch in self.scratches:  # of a judge that was killed; a living one has cleared them
+            clear(scratch)
 
     def _tell(self, message: dict[str, object]) -> None:
         with contextlib.suppress(BrokenPipeError):  # the judge has gone; the loop is about to see it

@@ -1,25 +1,36 @@
-"""The judge's clock: one call under one window, closed by the judge's own copy of the answer."""
+"""The judge's clock: calls behind a gate, under one window, closed by the judge's own copy of the answer.
+
+In the judge's stream stand, one behind the other: a gate, the inputs, random values over the outputs that
+the solution had, a sweep of L2, and the word for which the contestant's stream waits. The contestant
+launches everything, says so, and only then the clock starts and the gate opens. So a window has no launch
+gaps, inputs exist only inside it, and nothing that was written to an output before is left.
+"""
 
 from __future__ import annotations
 
 import os
 import secrets
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 
-from runner import measure
-from runner.channel import Call
+from runner import cuda_ipc, measure
+from runner.channel import Call, Output
 from runner.judge import check
 from runner.judge.case import Case
 from runner.judge.contestants import Contestant, Foul
+from runner.judge.machine import MIN_CLOCK_SHARE, Machine, State
 from runner.schema import Status
 
 #: On an H200 the judge's smallest operation took 35 us alone and up to 2.4 ms behind a foreign kernel.
 IDLE_US = 250.0
 IDLE_WAIT_S = 1.0
+#: An honest contestant launches a batch in a few ms; one that waits for its own results never ends.
+ISSUE_WAIT_S = 0.25
+#: Outputs lie where they lay one of this many calls ago, or the call does not count.
+MAX_PLACES = 4
 #: Outputs up to this are copied whole inside the window (0.2 ms at 3 TB/s);
 WHOLE_BYTES = 256 * 2**20
 #: of larger ones random lines of this size in all.
@@ -42,101 +53,155 @@ class NoBaseline(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds that a phase may take, and host memory that a contestant may hold."""
+    """Seconds that a phase may take, host memory that a contestant may hold, and how it is timed.
+
+    `processes` are how many times both sides are started anew; `sms` restricts them to that many SMs.
+    """
 
     build_s: float = 120.0
     call_s: float = 60.0
     timing_s: float = 1.0
     target: float = 0.01
+    processes: int = 1
+    sms: int = 0
     memory_bytes: int = field(default_factory=_default_memory_bytes)
 
 
+class Checker(Protocol):
+    """Looks at what a variant that is not trusted has just answered."""
+
+    def inspect(self, calls: int) -> None:
+        """Raise Foul if something is wrong with it."""
+
+
 class Bench:
-    """The judge's side of a call: write inputs, ring, wait, snapshot, all under one clock."""
+    """The judge's side of a call. Variants that are not trusted are spoilt, checked and must not err."""
 
     def __init__(self, case: Case, limits: Limits) -> None:
         self.case, self.limits = case, limits
         self.cuda = case.device.type == "cuda"
+        self.gated = self.cuda
         self.max_calls = case.max_calls
         self.seats: dict[str, tuple[Contestant, int]] = {}
         self.seated: dict[int, int] = {}
-        self.known: dict[str, tuple[bytes, Fence]] = {}
+        self.checkers: dict[str, Checker] = {}
+        self.places: dict[str, dict[bytes, Fence]] = {}
         self.snapshots: list[torch.Tensor] = []
         self.fence = Fence([], self.snapshots)
         self.master = torch.empty(case.inputs.size * self.max_calls, dtype=torch.uint8, device=case.device)
-        self.tail = min([64, *(i.size for i in case.inputs.tensors)])
-        self.checker: Callable[[int], None] = lambda _: None
+        self.stalled = ""
+        self.clocks_mhz: list[int] = []
+        self.power_capped = False
+        self.machine = Machine("")
         if self.cuda:
-            self.l2_bytes = int(torch.cuda.get_device_properties(case.device).L2_cache_size)
+            properties = torch.cuda.get_device_properties(case.device)
+            self.l2_bytes = int(properties.L2_cache_size)
             self.sweep = torch.ones(3 * self.l2_bytes // 4, dtype=torch.float32, device=case.device)
+            self.sink = torch.empty((), device=case.device)
+            self.gate = torch.zeros(16, dtype=torch.int32, pin_memory=True)
+            self.gate_words = self.gate.numpy()
+            self.machine = Machine(str(properties.uuid))
 
-    def join(self, variant: str, contestant: Contestant, seat: int) -> None:
-        """Make a variant known: a seat in a contestant."""
+    def join(
+        self, variant: str, contestant: Contestant, seat: int = 0, checker: Checker | None = None
+    ) -> None:
+        """Make a variant known: a seat in a contestant. What has a checker is not trusted."""
         self.seats[variant] = (contestant, seat)
         self.seated.setdefault(contestant.identity, 0)
+        if checker is not None:
+            self.checkers[variant] = checker
+
+    def is_trusted(self, variant: str) -> bool:
+        """Whether the variant's claims are the judge's own."""
+        return variant not in self.checkers
 
     def process_of(self, variant: str) -> str:
         """Name the variant's process."""
         return str(self.seats[variant][0].identity)
 
     def l2(self, calls: int) -> str:
-        """Cold after the sweep for single calls; rotating slots keep a batch cold beyond twice L2."""
+        """Say what a call finds in L2: inputs are swept out; parameters only by a footprint of twice L2."""
         footprint = calls * (self.case.inputs.size + self.case.output_bytes)
-        return "cold" if calls == 1 or footprint > 2 * self.l2_bytes else "warm"
+        return "cold" if calls == 1 or footprint > 2 * self.l2_bytes else "cold, parameters warm"
 
     def fresh(self, calls: int) -> None:
         """Draw new inputs for the next calls; all variants of a round get the same values."""
         self.case.draw(calls, self.master)
 
+    def warm_up(self, variant: str, calls: int) -> None:
+        """Call without a gate: what a first call loads, or allocates, may wait for the device."""
+        gated, self.gated = self.gated, False
+        try:
+            self.call(variant, Call.NULL, calls)
+            self.call(variant, Call.FORWARD, calls)
+        finally:
+            self.gated = gated
+
     def sample(self, variant: str, calls: int) -> measure.Window:
-        """Time `calls` calls; the solution's are checked and then overwritten."""
-        window_us, claim_ns = self.call(variant, Call.FORWARD, calls)
-        issue_ns = self.seats[variant][0].issue_ns
-        if variant == measure.SOLUTION:
-            self.checker(calls)
-            self.poison()
-        return measure.Window(window_us, claim_ns / 1e3, issue_ns / 1e3)
+        """Time `calls` calls; those of a variant that is not trusted are checked."""
+        window = self.call(variant, Call.FORWARD, calls)
+        checker = self.checkers.get(variant)
+        if checker is not None:
+            checker.inspect(calls)
+        return window
 
-    def null(self, variant: str, calls: int) -> float:
+    def null(self, variant: str, calls: int) -> measure.Window:
         """Time an empty call under the same snapshot."""
-        return self.call(variant, Call.NULL, calls)[0]
+        return self.call(variant, Call.NULL, calls)
 
-    def call(self, variant: str, kind: Call, calls: int) -> tuple[float, int]:
-        """Ring once; returns the window in us and the claim in ns. A baseline's foul is NoBaseline."""
+    def aside(self, variant: str, calls: int, kind: Call) -> float | None:
+        """Ask for a time that decides nothing, in us per call; None where there is none."""
+        contestant, _ = self._take_seat(variant)
+        contestant.ring(kind, calls)
+        claim_ns = contestant.wait("aside", self.limits.call_s)
+        return None if claim_ns < 0 else claim_ns / 1e3 / calls
+
+    def state(self) -> State:
+        """Read the machine after a round. Raises Disturbed when the clocks were held down."""
+        state = self.machine.state()
+        if state.slowdown:
+            raise measure.Disturbed(state.slowdown)
+        known = self.clocks_mhz
+        if known and state.sm_clock_mhz < MIN_CLOCK_SHARE * sorted(known)[len(known) // 2]:
+            raise measure.Disturbed(f"the SM clock fell to {state.sm_clock_mhz} MHz")
+        known.append(state.sm_clock_mhz)
+        self.power_capped |= state.power_capped
+        return state
+
+    def call(self, variant: str, kind: Call, calls: int) -> measure.Window:
+        """Ring once. A trusted variant's foul is NoBaseline; raises Disturbed and Stalled, too."""
         try:
             return self._call(variant, kind, calls)
         except Foul as foul:
-            if variant == measure.SOLUTION:
+            if variant in self.checkers:
                 raise
             raise NoBaseline(foul) from foul
 
-    def _call(self, variant: str, kind: Call, calls: int) -> tuple[float, int]:
-        """Keep the window.
-
-        It opens before the inputs are complete and closes after the judge's own copy of the
-        outputs, or of random lines of large ones, so work done early has no inputs and an answer that
-        comes early has no outputs.
-        """
-        contestant, seat = self.seats[variant]
-        if self.seated[contestant.identity] != seat:
-            contestant.ring(Call.SELECT, seat=seat)
-            contestant.wait("select", self.limits.call_s)
-            self.seated[contestant.identity] = seat
-        used = calls * self.case.inputs.size
-        mapped, master = contestant.blocks[1][:used].view(calls, -1), self.master[:used].view(calls, -1)
-        mapped[:, self.tail :].copy_(master[:, self.tail :])
-        mapped[:, : self.tail].random_(0, 256)
-        contestant.arm()
-        if self.cuda:
-            self._settle()
+    def _call(self, variant: str, kind: Call, calls: int) -> measure.Window:
+        contestant = self._summon(variant)
+        gated = self.gated and kind in (Call.FORWARD, Call.NULL)
+        word = 1 + secrets.randbelow(2**31 - 1) if gated else 0
+        if gated:
+            cuda_ipc.wait_word(0, self.gate.data_ptr(), word)
         start = time.perf_counter_ns()
-        mapped[:, : self.tail].copy_(master[:, : self.tail])
-        if self.cuda:
-            torch.cuda.synchronize()
-        contestant.ring(kind, calls)
+        try:
+            self._fill(variant, contestant, calls)
+            if gated:
+                cuda_ipc.write_word(0, contestant.gate_address, word)
+            elif self.cuda:
+                torch.cuda.synchronize()
+            rung = time.perf_counter_ns()
+            contestant.ring(kind, calls, gate=word)
+            issued = not self.cuda or contestant.wait_issued(
+                "call", ISSUE_WAIT_S if gated else self._deadline_s(kind)
+            )
+            issue_ns = time.perf_counter_ns() - rung
+        finally:
+            if gated:
+                start = time.perf_counter_ns()
+                self.gate_words[0] = word
         claim_ns = contestant.wait("call", self._deadline_s(kind))
-        if kind != Call.NULL:
-            self._look(variant, contestant, calls)
+        moved = self._look(variant, contestant, calls) if kind != Call.NULL else self._glance(variant)
         fence = self.fence
         fence.close()
         if self.cuda:
@@ -144,32 +209,89 @@ class Bench:
         window_us = (time.perf_counter_ns() - start) / 1e3
         if kind != Call.NULL and not fence.holds():
             raise Foul(Status.VIOLATION, "check", "the output was still being written after the answer")
-        return window_us, claim_ns
+        if not issued:
+            self._stall(variant)
+        elif self.stalled == variant:
+            self.stalled = ""
+        if gated and moved:
+            raise measure.Disturbed("outputs lie where none lay before")
+        return measure.Window(window_us, claim_ns / 1e3, issue_ns / 1e3)
+
+    def _summon(self, variant: str) -> Contestant:
+        """Have the variant's process ready, what is not trusted beside it stopped, and the device idle."""
+        contestant, _ = self._take_seat(variant)
+        for other in self.checkers:
+            if other != variant:
+                self.seats[other][0].pause()
+        contestant.arm()
+        if self.cuda:
+            self._settle()
+        return contestant
+
+    def _take_seat(self, variant: str) -> tuple[Contestant, int]:
+        contestant, seat = self.seats[variant]
+        if self.seated[contestant.identity] != seat:
+            contestant.ring(Call.SELECT, seat=seat)
+            contestant.wait("select", self.limits.call_s)
+            self.seated[contestant.identity] = seat
+        return contestant, seat
+
+    def _fill(self, variant: str, contestant: Contestant, calls: int) -> None:
+        """Spoil the outputs of the calls before, give the inputs, make L2 cold.
+
+        Outputs of a baseline are spoilt too, so that the windows of all variants hold the same.
+        """
+        for fence in self.places.get(variant, {}).values():
+            fence.spoil()
+        used = calls * self.case.inputs.size
+        contestant.blocks[1][:used].copy_(self.master[:used])
+        if self.cuda:
+            torch.sum(self.sweep, dim=0, out=self.sink)
+
+    def _stall(self, variant: str) -> None:
+        """Once may be the host's fault; a variant that stalls again at once waits for its own results."""
+        if self.stalled == variant:
+            raise measure.Stalled(variant)
+        self.stalled = variant
+        raise measure.Disturbed(f"the launches of {variant} took too long")
 
     def _deadline_s(self, kind: Call) -> float:
         """A first call compiles."""
         return self.limits.build_s if kind == Call.WITNESS else self.limits.call_s
 
     def _settle(self) -> None:
-        """Make L2 cold and the device idle; raises Disturbed while somebody else keeps it busy."""
-        torch.sum(self.sweep)
+        """Wait for an idle device; raises Disturbed while somebody else keeps it busy."""
         torch.cuda.synchronize()
         end = time.monotonic() + IDLE_WAIT_S
         while time.monotonic() < end:
             start = time.perf_counter_ns()
-            self.sweep[:1].add_(0.0)
+            self.sink.add_(0.0)
             torch.cuda.synchronize()
             if time.perf_counter_ns() - start < IDLE_US * 1e3:
                 return
         raise measure.Disturbed("the device is not idle")
 
-    def _look(self, variant: str, contestant: Contestant, calls: int) -> None:
-        """Find the outputs; views are made once for as long as a variant's outputs stay where they are."""
+    def _look(self, variant: str, contestant: Contestant, calls: int) -> bool:
+        """Find the outputs, and whether they lie where none were spoilt; views are made once for a place."""
         raw = contestant.raw_outputs(calls)
-        known = self.known.get(variant)
-        if known is None or known[0] != raw:
-            known = self.known[variant] = (raw, Fence(self._views(contestant, raw, calls), self.snapshots))
-        self.fence = known[1]
+        places = self.places.setdefault(variant, {})
+        known = places.get(raw)
+        if known is not None:
+            self.fence = known
+            return False
+        for other in [r for r in places if len(r) != len(raw)]:  # of batches of another size
+            places.pop(other)
+        while len(places) >= MAX_PLACES:
+            places.pop(next(iter(places)))
+        self.fence = places[raw] = Fence(self._views(contestant, raw, calls), self.snapshots)
+        return variant in self.checkers
+
+    def _glance(self, variant: str) -> bool:
+        """What `_look` costs, for a null: its window holds the same."""
+        contestant, _ = self.seats[variant]
+        places = self.places.get(variant, {})
+        self.fence = places.get(contestant.page.descriptors(len(self.fence.views)), self.fence)
+        return False
 
     def _views(self, contestant: Contestant, raw: bytes, calls: int) -> list[torch.Tensor]:
         outputs = contestant.outputs(raw)
@@ -181,20 +303,15 @@ class Bench:
     def prove_outputs(self, variant: str) -> None:
         """Prove that the buffers behind the last outputs are the contestant's own; spoils the outputs."""
         contestant, _ = self.seats[variant]
-        first = {o.block: o for o in contestant.outputs(self.known[variant][0])}
+        first: dict[int, Output] = {}
+        for raw in self.places[variant]:
+            first |= {o.block: o for o in contestant.outputs(raw)}
         for out in first.values():
             contestant.prove(out, self.limits.call_s)
 
-    def poison(self) -> None:
-        """Overwrite the outputs, which the contestant still holds, with plausible random values."""
-        for view in self.fence.views:
-            if view.is_floating_point():
-                view.normal_(generator=self.case.generator)
-            else:
-                view.random_(0, 2, generator=self.case.generator)
-
-    def require_intact_inputs(self, contestant: Contestant, calls: int) -> None:
+    def require_intact_inputs(self, variant: str, calls: int) -> None:
         """Compare the mapped inputs with the private master copy, or raise Foul."""
+        contestant, _ = self.seats[variant]
         used = calls * self.case.inputs.size
         if not torch.equal(contestant.blocks[1][:used], self.master[:used]):
             raise Foul(Status.VIOLATION, "check", "the inputs were changed")
@@ -204,9 +321,9 @@ class Fence:
     """The judge's copy of a call's outputs, begun inside the window.
 
     Small outputs are copied whole before the clock stops. Of large ones random lines are, and the
-    rest right after it: the copy then has to agree with those lines. Outputs hold random values
-    before the call, so an answer sent while a share f of the lines was missing passes with
-    probability (1 - f) to the number of lines, which is above 32000.
+    rest right after it: the copy then has to agree with those lines. Outputs are spoilt when the window
+    opens, so an answer sent while a share f of the lines was missing passes with probability (1 - f) to
+    the number of lines, which is above 32000.
     """
 
     def __init__(self, views: list[torch.Tensor], snapshots: list[torch.Tensor]) -> None:
@@ -225,6 +342,12 @@ class Fence:
         self.lines = [_lines(v) for v in views] if self.step > 1 else []
         self.taken = [torch.empty_like(rows[:: self.step]) for rows in self.lines]
         self.offset = 0
+
+    def spoil(self) -> None:
+        """Overwrite the outputs with one value that nobody can foresee."""
+        value = secrets.randbelow(4000) / 1000 - 2
+        for view in self.views:
+            view.fill_(value if view.is_floating_point() else int(value > 0))
 
     def close(self) -> None:
         """Enqueue what belongs inside the window."""

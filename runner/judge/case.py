@@ -16,7 +16,7 @@ from runner.judge.oracle import Oracle, outputs_of
 from runner.schema import Cell
 
 #: At most this many calls make a sample,
-MAX_CALLS = 64
+MAX_CALLS = 32
 #: and their slots this share of the device's memory: contestant, baselines and judge hold it several times.
 SLOT_SHARE = 1 / 20
 #: Beside inputs and outputs: three CUDA contexts, the oracle's chunks, library workspaces.

@@ -26,6 +26,9 @@ from runner.contestant.scratch import clear
 from runner.judge.zygotes import Zygotes
 from runner.schema import Status
 
+_DONE, _ISSUED = 1, 11  # words of the page
+#: Looking for frames takes 50 us, in which an answer would not be seen: every 15 ms or so.
+_POLLS_BETWEEN_FRAMES = 0x3FFFF
 _POLL_S = 0.02
 _GRACE_S = 5.0  # from the end of a channel to the death of its process
 _MAX_FRAMES = 512  # of one wait; an honest contestant sends tens
@@ -64,9 +67,11 @@ class Contestant:
         self.sock = ours
         self.blocks: list[torch.Tensor] = []
         self.launches: list[Frame] = []
+        self.gate_address = 0
         self._mapped: list[int] = []
         self._seq = 0
         self._armed = False
+        self._paused = False
         hello = self._expect(Kind.HELLO, "start", 30.0)
         level, layers, missing = json.loads(hello.text)
         missing += [f"probe: {hole}" for hole in zygotes.holes()]
@@ -79,7 +84,8 @@ class Contestant:
         fd = channel.sealed_text(json.dumps(job))
         self._send(Frame(Kind.BUILD), (fd,))
         os.close(fd)
-        sizes = [job["parameter_bytes"], job["slot_bytes"] * job["slots"], job.get("arena_bytes", 0)]
+        slots_bytes = job["slot_bytes"] * job["slots"]
+        sizes = [job["parameter_bytes"], slots_bytes + channel.GATE_BYTES, job.get("arena_bytes", 0)]
         for index in range(blocks):
             while len(self.blocks) <= index:
                 self._expect(Kind.BUFFER, "build", deadline_s)
@@ -91,6 +97,7 @@ class Contestant:
             self._send(Frame(Kind.ECHO, args=(index,)))
             if self._expect(Kind.NONCE, "build", deadline_s).args[:2] != (index, word):
                 raise Foul(Status.VIOLATION, "build", f"buffer {index} is not the contestant's own memory")
+        self.gate_address = self.blocks[1].data_ptr() + slots_bytes
 
     def load(self, deadline_s: float) -> float | None:
         """Have parameters copied in and `prepare` run; returns its time in us, if there is one."""
@@ -104,12 +111,26 @@ class Contestant:
         self.wait("leave", deadline_s)
         self.unmap()
         self._send(Frame(Kind.RELEASE))
+        self._expect(Kind.READY, "leave", deadline_s)
+        self.pause()
 
-    def ring(self, kind: Call, calls: int = 1, seat: int = 0, offset_bytes: int = 0) -> None:
+    def pause(self) -> None:
+        """Stop the process with its session until it is asked again: it cannot disturb what others do."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGSTOP)
+        self._paused = True
+
+    def _resume(self) -> None:
+        if self._paused:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGCONT)
+            self._paused = False
+
+    def ring(self, kind: Call, calls: int = 1, seat: int = 0, offset_bytes: int = 0, gate: int = 0) -> None:
         """Ring GO."""
         self._seq += 1
         self.arm()
-        self.page.ask(self._seq, kind, calls, seat, offset_bytes)
+        self.page.ask(self._seq, kind, calls, seat, offset_bytes, gate)
         if not self.cuda:
             self._send(Frame(Kind.GO, seq=self._seq))
         self._armed = False
@@ -125,24 +146,29 @@ class Contestant:
 
     def wait(self, stage: str, deadline_s: float) -> int:
         """Wait for DONE; returns the claimed ns. Raises Foul at death, faults and the deadline."""
-        if self.cuda:
-            self._spin(stage, deadline_s)
-        else:
+        if not self.cuda:
             self._expect(Kind.DONE, stage, deadline_s)
-        if self.page.words[1] != self._seq:
+        elif not self._spin(_DONE, stage, deadline_s):
+            raise self._foul(Status.TIMEOUT, stage, f"no answer within {deadline_s:g} s")
+        if self.page.words[_DONE] != self._seq:
             raise Foul(Status.MISSING, stage, "an answer to a call that was not asked")
         return int(self.page.words[5])
 
-    def _spin(self, stage: str, deadline_s: float) -> None:
+    def wait_issued(self, stage: str, deadline_s: float) -> bool:
+        """Wait until a CUDA contestant has launched what was asked for; False at the deadline."""
+        return self._spin(_ISSUED, stage, deadline_s)
+
+    def _spin(self, word: int, stage: str, deadline_s: float) -> bool:
         words, seq = self.page.words, self._seq
         end = time.monotonic() + deadline_s
         polls = 0
-        while words[1] != seq:
+        while words[word] != seq:
             polls += 1
-            if polls & 0x3FF == 0:
+            if polls & _POLLS_BETWEEN_FRAMES == 0:
                 self._take_frames(stage)
                 if time.monotonic() > end:
-                    raise self._foul(Status.TIMEOUT, stage, f"no answer within {deadline_s:g} s")
+                    return False
+        return True
 
     def raw_outputs(self, calls: int) -> bytes:
         """One copy of the last call's output descriptors, as bytes."""
@@ -160,14 +186,14 @@ class Contestant:
             raise Foul(Status.MISSING, "call", str(error)) from error
 
     @property
-    def issue_ns(self) -> int:
-        """Host time to issue the last call, as the contestant says."""
-        return int(self.page.words[9])
-
-    @property
     def copied_outputs(self) -> int:
         """How many outputs the contestant says it had to copy to make them readable."""
         return int(self.page.words[7])
+
+    @property
+    def mutated_switches(self) -> int:
+        """How many of PyTorch's switches the contestant says its solution has changed."""
+        return int(self.page.words[9])
 
     def prove(self, out: Output, deadline_s: float) -> None:
         """Have the word at an output's place read back: the mapping is the contestant's own memory."""
@@ -272,6 +298,7 @@ class Contestant:
         self._mapped.clear()
 
     def _send(self, frame: Frame, fds: tuple[int, ...] = ()) -> None:
+        self._resume()
         try:
             channel.send(self.sock, frame, fds)
         except OSError:

@@ -1,15 +1,8 @@
-"""One cell, from inputs to a result: build, check, and on a GPU time.
-
-The referee keeps what neighbouring cells share: the contestant of each solution, and the trusted
-contestant that holds the baselines, which stays built while several solutions run on one cell.
-"""
+"""One cell, from inputs to a result: build, check, and on a GPU time."""
 
 from __future__ import annotations
 
-import random
-import secrets
-from dataclasses import dataclass, field, replace
-from importlib import import_module
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,17 +10,18 @@ import torch
 from runner import load, measure
 from runner.channel import Call
 from runner.judge import check
-from runner.judge.bench import Bench, Limits, NoBaseline
+from runner.judge.bench import Bench, Limits
 from runner.judge.case import Case, shortage
+from runner.judge.company import Company
 from runner.judge.contestants import Contestant, Foul
 from runner.judge.inputs import EXTREMES
-from runner.judge.zygotes import Zygotes
-from runner.schema import Cell, Checked, Failed, Launch, Status, Timed
+from runner.judge.inspector import Inspector
+from runner.judge.timing import Timing
+from runner.schema import HIDDEN, Cell, Checked, Failed, Launch, Status, Timed
 
 CHECK_CALLS = 3
-FULL_CHECK_EVERY = 16
-#: Each keeps a CUDA context between its cells (0.7 GB on an H200); a fork cost less than a second there.
-MAX_CONTESTANTS = 4
+FULL = "full"
+ROLES = (measure.SOLUTION, measure.RIVAL)
 
 
 @dataclass(frozen=True)
@@ -46,12 +40,17 @@ class Referee:
 
     def __init__(self, device: str, limits: Limits) -> None:
         self.device = torch.device(device)
-        self.limits = limits
-        self.zygotes = Zygotes(device)
-        self.contestants: dict[str, Contestant] = {}
+        self.company = Company(device, limits)
         self.case: Case | None = None
-        self.trusted: Contestant | None = None
-        self.trusted_case: Case | None = None
+
+    @property
+    def limits(self) -> Limits:
+        """Seconds and bytes that contestants may take."""
+        return self.company.limits
+
+    @limits.setter
+    def limits(self, limits: Limits) -> None:
+        self.company.limits = limits
 
     def rule(
         self,
@@ -62,35 +61,47 @@ class Referee:
         entropy: bytes,
     ) -> Ruling:
         """Build, check and time one solution on one cell."""
-        unsupported = self._prepare_case(problem, cell, entropy)
+        unsupported = self.prepare_case(problem, cell, entropy)
         if unsupported is not None:
             return Ruling(unsupported)
-        case = self._current()
-        case.begin(entropy)
-        flags: list[str] = []
+        self._current().begin(entropy)
         isolation: dict[str, Any] = {}
-        checked: Checked | None = None
         try:
-            contestant = self._contestant(solution)
+            contestant = self.company.contestant(solution)
             isolation = contestant.isolation
-            bench = Bench(case, self.limits)
-            bench.join(measure.SOLUTION, contestant, 0)
-            checked = self._check(bench, contestant, solution)
-            if any(launch.code for launch in contestant.launches):
-                flags.append("autotune_first_config")
-            timed = None
-            if case.device.type == "cuda" and baselines and cell.sweep != "hidden":
-                timed = self._time(bench, baselines, flags)
-            contestant.leave(self.limits.call_s)
+            return self._try(contestant, solution, baselines)
         except Foul as foul:
-            self._dismiss(solution)
+            self.company.dismiss(solution)
             return Ruling(Failed(foul.status, foul.stage, foul.reason, foul.detail), isolation=isolation)
+        except torch.OutOfMemoryError as error:
+            # the plan has room for the judge: what is missing was taken since the solution came
+            self.company.dismiss(solution)
+            self.company.drop_trusted()
+            reason = "beside this solution the judge had too little device memory"
+            return Ruling(Failed(Status.OOM, "judge", reason, str(error)[:500]), isolation=isolation)
         except Exception:
             # the judge's own fault: whoever is in the middle of a call cannot be used again
-            self._dismiss(solution)
-            self._drop_trusted()
+            self.company.dismiss(solution)
+            self.company.drop_trusted()
             raise
-        if bench.seats[measure.SOLUTION][0].copied_outputs:
+
+    def _try(self, contestant: Contestant, solution: load.Solution, baselines: tuple[str, ...]) -> Ruling:
+        """Check a solution and time it; what a reader must know of either is a flag."""
+        case, isolation = self._current(), contestant.isolation
+        if self.limits.processes > 1 and isolation["level"] != FULL:
+            return Ruling(_unranked(isolation), isolation=isolation)
+        checked, inspector = self._check(solution)
+        found = {
+            "autotune_first_config": any(launch.code for launch in contestant.launches),
+            "mutated_global_state": contestant.mutated_switches,
+            f"emulated_sms={self.limits.sms}": self.limits.sms,
+        }
+        flags = [name for name, holds in found.items() if holds]
+        timed = None
+        if case.device.type == "cuda" and baselines and case.cell.sweep != HIDDEN:
+            timed = self.timing(flags).time(inspector, solution, baselines)
+        self.company.leave(solution)
+        if contestant.copied_outputs:
             flags.append("copied_output")
         return Ruling(None, checked, timed, isolation, tuple(flags))
 
@@ -99,15 +110,15 @@ class Referee:
         return ((self.case.entropy if self.case else b"") + entropy).hex()
 
     def _current(self) -> Case:
-        assert self.case is not None  # noqa: S101 - set by _prepare_case
+        assert self.case is not None  # noqa: S101 - set by prepare_case
         return self.case
 
-    def _prepare_case(self, problem: load.Problem, cell: Cell, entropy: bytes) -> Failed | None:
+    def prepare_case(self, problem: load.Problem, cell: Cell, entropy: bytes) -> Failed | None:
         """Make the cell's private side, shared by solutions that follow on the same cell."""
         if self.case is not None and self.case.cell == cell and self.case.problem.digest == problem.digest:
             return None
         self.case = None
-        self._release_trusted()
+        self.company.release_trusted()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         reason = shortage(problem, cell, self.device)
@@ -116,183 +127,110 @@ class Referee:
         self.case = Case(problem, cell, self.device, entropy)
         return None
 
-    def _contestant(self, solution: load.Solution) -> Contestant:
-        known = self.contestants.pop(solution.digest, None)
-        if known is None:
-            while len(self.contestants) >= MAX_CONTESTANTS:
-                self.contestants.pop(next(iter(self.contestants))).close()
-            known = Contestant(self.zygotes, self.limits.memory_bytes)
-        self.contestants[solution.digest] = known  # the last one used stands last
-        return known
-
-    def _dismiss(self, solution: load.Solution) -> None:
-        contestant = self.contestants.pop(solution.digest, None)
-        if contestant is not None:
-            contestant.close()
-
-    def _seat(self, contestant: Contestant, job: dict[str, Any]) -> float | None:
-        """Build a job in a contestant and hand it the parameters."""
+    def compare(
+        self, problem: load.Problem, pair: tuple[load.Solution, load.Solution], cell: Cell, entropy: bytes
+    ) -> Ruling:
+        """Time one solution against another, in the same rounds; on a CPU both are only checked."""
+        unsupported = self.prepare_case(problem, cell, entropy)
+        if unsupported is not None:
+            return Ruling(unsupported)
         case = self._current()
-        contestant.build(job, 2 if case.device.type == "cuda" else 3, self.limits.build_s)
-        for item in case.parameters.tensors:
-            item.view(contestant.blocks[0]).copy_(case.state[item.name])
-        if case.device.type == "cuda":
-            torch.cuda.synchronize()
-        return contestant.load(self.limits.build_s)
+        case.begin(entropy)
+        flags: list[str] = []
+        try:
+            checked, inspectors = self.face(pair)
+            timed = None
+            if case.device.type == "cuda":
+                timed = self.timing(flags).duel(*inspectors)
+            for role, solution in zip(ROLES, pair, strict=True):
+                self.company.leave(solution, role)
+        except Foul as foul:
+            self.part(pair)
+            return Ruling(Failed(foul.status, foul.stage, foul.reason, foul.detail))
+        except Exception:
+            self.part(pair)
+            self.company.drop_trusted()
+            raise
+        return Ruling(None, checked, timed, flags=tuple(flags))
 
-    def _check(self, bench: Bench, contestant: Contestant, solution: load.Solution) -> Checked:
+    def face(self, pair: tuple[load.Solution, load.Solution]) -> tuple[Checked, tuple[Inspector, Inspector]]:
+        """Check two solutions on the current cell, each in a process of its own; a Foul says whose it is."""
+        found = []
+        for role, solution in zip(ROLES, pair, strict=True):
+            try:
+                found.append(self._check(solution, role))
+            except Foul as foul:
+                raise Foul(foul.status, foul.stage, f"{role}: {foul.reason}", foul.detail) from foul
+        (checked, mine), (_, other) = found
+        return checked, (mine, other)
+
+    def part(self, pair: tuple[load.Solution, load.Solution]) -> None:
+        """Kill both processes."""
+        for role, solution in zip(ROLES, pair, strict=True):
+            self.company.dismiss(solution, role)
+
+    def timing(self, flags: list[str]) -> Timing:
+        """What times solutions on the current cell."""
+        return Timing(self.company, self._current(), self.enter, flags)
+
+    def enter(self, solution: load.Solution, role: str = measure.SOLUTION) -> tuple[Inspector, float | None]:
+        """Build a solution for the current cell, on a bench of its own.
+
+        Returns what inspects it and what `prepare` took, in us.
+        """
+        case = self._current()
+        contestant = self.company.contestant(solution, role)
+        job = case.job(solution.source, solution.digest, solution.name, "ModelNew", ())
+        prepare_us = self.company.build(case, contestant, job)
+        bench = Bench(case, self.limits)
+        inspector = Inspector(bench, role)
+        bench.join(role, contestant, checker=inspector)
+        return inspector, prepare_us
+
+    def _check(self, solution: load.Solution, role: str = measure.SOLUTION) -> tuple[Checked, Inspector]:
         """Check several calls in full: the first on the problem's own inputs, the others on extreme ones.
 
         Timed calls, which are checked too, have the whole mixture.
         """
-        case = bench.case
-        prepare_us = self._seat(
-            contestant, case.job(solution.source, solution.digest, solution.name, "ModelNew", ())
-        )
-        tally = check.Tally()
+        case = self._current()
+        inspector, prepare_us = self.enter(solution, role)
+        bench, tally = inspector.bench, check.Tally()
         close = False
-        calls = CHECK_CALLS
-        for index in range(calls):
+        for index in range(CHECK_CALLS):
             if index:
                 case.draw(1, bench.master, EXTREMES[(index - 1) % len(EXTREMES)])
             else:
                 case.draw_own(bench.master)
-            self._call_alone(bench, Call.FORWARD if index else Call.WITNESS)
-            self._hold(bench, contestant, tally, 0)
+            _call_alone(bench, role, Call.FORWARD if index else Call.WITNESS)
+            inspector.hold(tally)
             if index == 0:
                 close = tally.kernelbench_close
-                bench.prove_outputs(measure.SOLUTION)
-            bench.poison()
-        return Checked(
-            tally.errors,
-            close,
-            calls,
-            tuple(_launch(f.text, f.args) for f in contestant.launches),
-            prepare_us,
-        )
-
-    def _call_alone(self, bench: Bench, kind: Call) -> None:
-        """Call the solution with nothing else to do for the device: what keeps it busy is the solution's."""
-        try:
-            bench.call(measure.SOLUTION, kind, 1)
-        except measure.Disturbed as disturbed:
-            raise Foul(Status.TIMEOUT, "check", str(disturbed)) from disturbed
-
-    def _hold(
-        self, bench: Bench, contestant: Contestant, tally: check.Tally, call: int, sample: int | None = None
-    ) -> None:
-        """Hold one call's snapshot against the oracle: all of it, or one sample."""
-        case = bench.case
-        bench.require_intact_inputs(contestant, call + 1)
-        count = len(case.expected)
-        outputs = bench.snapshots[call * count : (call + 1) * count]
-        inputs = case.inputs.views(bench.master, call * case.inputs.size)
-        if sample is not None:
-            part = slice(sample, sample + 1)
-            outputs = [y[part] for y in outputs]
-            inputs = [x[part] if isinstance(x, torch.Tensor) else x for x in inputs]
-        check.compare(outputs, inputs, case.oracle, case.reached, case.generator, tally)
-        if tally.wrong:
-            raise Foul(Status.WRONG, "check", tally.wrong)
-
-    def _time(self, bench: Bench, baselines: tuple[str, ...], flags: list[str]) -> Timed | None:
-        """Time the solution against the baselines, or say in a flag why there are no times."""
-        try:
-            return self._rounds(bench, baselines)
-        except NoBaseline as failure:
-            self._drop_trusted()
-            flags.append(f"no_baseline: {failure}")
-        except measure.Disturbed as disturbed:
-            flags.append(f"disturbed: {disturbed}")
-        return None
-
-    def _rounds(self, bench: Bench, baselines: tuple[str, ...]) -> Timed:
-        """Run the rounds, checking what is timed."""
-        trusted = self._trusted(baselines)
-        for seat, name in enumerate(baselines):
-            bench.join(name, trusted, seat)
-        bench.seated[trusted.identity] = -1
-        rng = random.Random(secrets.randbits(64))  # noqa: S311 - an order, no secret
-        inspector = _Inspector(self, bench, rng)
-        bench.checker = inspector.inspect
-        eligible = [b for b in baselines if import_module(f"runner.baselines.{b}").HEADLINE]
-        # asked for baselines of which none may be the headline, compare with those
-        eligible = eligible or list(baselines)
-        settings = measure.Settings(target=self.limits.target, budget_s=self.limits.timing_s)
-        timed = measure.measure(bench, baselines, eligible, rng, settings)
-        inspector.thorough = True
-        bench.fresh(timed.samples[0].calls)
-        bench.sample(measure.SOLUTION, timed.samples[0].calls)
-        samples = tuple(replace(s, config={**s.config, **self._config(s.variant)}) for s in timed.samples)
-        return replace(timed, samples=samples, checked_calls=inspector.checked)
-
-    def _config(self, variant: str) -> dict[str, Any]:
-        """What a row must say of a variant: TF32, and for baselines cuDNN's flags and the layout."""
-        config: dict[str, Any] = {"allow_tf32": self._current().cell.arithmetic != "fp32"}
-        if variant != measure.SOLUTION:
-            module = import_module(f"runner.baselines.{variant}")
-            config |= {**module.FLAGS, "layout": module.LAYOUT}
-        return config
-
-    def _trusted(self, baselines: tuple[str, ...]) -> Contestant:
-        """The baselines' process, built for the current cell."""
-        case = self._current()
-        if self.trusted is not None and self.trusted_case is case:
-            return self.trusted
-        if self.trusted is None:
-            self.trusted = Contestant(self.zygotes, self.limits.memory_bytes)
-        try:
-            source, digest = case.problem.source, case.problem.digest
-            self._seat(self.trusted, case.job(source, digest, "reference", "Model", baselines))
-        except Foul as foul:
-            raise NoBaseline(foul) from foul
-        self.trusted_case = case
-        return self.trusted
-
-    def _release_trusted(self) -> None:
-        if self.trusted is not None and self.trusted_case is not None:
-            try:
-                self.trusted.leave(self.limits.call_s)
-            except Foul:
-                self._drop_trusted()
-        self.trusted_case = None
-
-    def _drop_trusted(self) -> None:
-        if self.trusted is not None:
-            self.trusted.close()
-        self.trusted = self.trusted_case = None
+                bench.prove_outputs(role)
+        frames = bench.seats[role][0].launches
+        launches = tuple(_launch(f.text, f.args) for f in frames)
+        return Checked(tally.errors, close, CHECK_CALLS, launches, prepare_us), inspector
 
     def close(self) -> None:
         """Let all processes go."""
-        for contestant in (*self.contestants.values(), *([self.trusted] if self.trusted else [])):
-            contestant.close()
-        self.zygotes.close()
+        self.company.close()
 
 
-class _Inspector:
-    """Checks timed calls after the fact: first, last and one in sixteen in full, others by a random slice."""
+def _unranked(isolation: dict[str, Any]) -> Failed:
+    missing = ", ".join(isolation["missing"]) or "a layer"
+    return Failed(
+        Status.UNSUPPORTED, "isolation", f"a ranked run needs full isolation; missing here: {missing}"
+    )
 
-    def __init__(self, referee: Referee, bench: Bench, rng: random.Random) -> None:
-        self.referee, self.bench, self.rng = referee, bench, rng
-        self.seen = 0
-        self.checked = 0
-        self.thorough = False
 
-    def inspect(self, calls: int) -> None:
-        """Check what was just timed, or raise Foul."""
-        full = self.thorough or self.seen == 0 or self.rng.randrange(FULL_CHECK_EVERY) == 0
-        self.seen += 1
-        case, tally = self.bench.case, check.Tally()
-        contestant, _ = self.bench.seats[measure.SOLUTION]
-        call = self.rng.randrange(calls)
-        if full:
-            self.referee._hold(self.bench, contestant, tally, call)  # noqa: SLF001 - two parts of one judge
-        elif case.reached is not None:
-            sample = self.rng.randrange(len(case.expected[0]))
-            self.referee._hold(self.bench, contestant, tally, call, sample)  # noqa: SLF001
-        else:
-            return
-        self.checked += 1
+def _call_alone(bench: Bench, role: str, kind: Call) -> None:
+    """Call the solution with nothing else to do for the device: what keeps it busy is the solution's."""
+    gated, bench.gated = bench.gated, False
+    try:
+        bench.call(role, kind, 1)
+    except measure.Disturbed as disturbed:
+        raise Foul(Status.TIMEOUT, "check", str(disturbed)) from disturbed
+    finally:
+        bench.gated = gated
 
 
 def _launch(kernel: str, args: tuple[int, ...]) -> Launch:
