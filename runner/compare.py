@@ -1,0 +1,113 @@
+"""Two solutions in the same rounds: one verdict a shape, nothing is recorded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from runner.decode import decode
+from runner.judge_process import Judge
+from runner.load import Solution
+from runner.plan import Request
+from runner.schema import Cell, Failed, Timed, to_json
+
+RIVAL = "rival"
+
+
+@dataclass(frozen=True)
+class Duel:
+    """What became of one cell. Without `timed` both were only checked, or `failed` says why not."""
+
+    cell: Cell
+    failed: Failed | None
+    timed: Timed | None
+    flags: tuple[str, ...]
+
+
+def compare(request: Request, other: Solution, watch: Callable[[Cell], None]) -> Iterator[Duel]:
+    """Yield a duel of the request's first solution with `other` for each of its cells.
+
+    `watch` is told of a cell before it runs. Raises JudgeDied.
+    """
+    mine, *_ = request.solutions
+    judge = Judge(request.device)
+    try:
+        for cell in request.cells:
+            watch(cell)
+            question = {
+                "problem": str(request.problem.path),
+                "name": request.problem.name,
+                "solution": _text(mine),
+                "rival": _text(other),
+                "cell": to_json(cell),
+                "limits": request.limits,
+            }
+            ruling = judge.ask(question)["ruling"]
+            yield Duel(
+                cell,
+                _decoded(Failed, ruling["failed"]),
+                _decoded(Timed, ruling["timed"]),
+                tuple(ruling["flags"]),
+            )
+    finally:
+        judge.close()
+
+
+def _text(solution: Solution) -> dict[str, str]:
+    return {"name": solution.name, "path": str(solution.path), "source": solution.source}
+
+
+def _decoded(kind: type, value: Any) -> Any:
+    return None if value is None else decode(kind, value)
+
+
+def row(duel: Duel) -> dict[str, Any]:
+    """Return a duel's facts; `ratio` is the other's time over the first's: above 1 the first is faster."""
+    from runner import analyse  # noqa: PLC0415 - numpy, which a CPU run does not need
+
+    facts: dict[str, Any] = {
+        "shape": f"{duel.cell.sweep}/{duel.cell.label}",
+        "arithmetic": duel.cell.arithmetic,
+        "flags": list(duel.flags),
+    }
+    if duel.failed is not None:
+        return facts | {"status": str(duel.failed.status), "reason": duel.failed.reason}
+    if duel.timed is None:
+        return facts | {"status": "PASS", "reason": "both are right; nothing is timed here"}
+    found = analyse.comparison(duel.timed, RIVAL)
+    return facts | {
+        "status": "PASS",
+        "time_us": analyse.median(analyse.times_us(duel.timed, "solution")),
+        "other_us": analyse.median(analyse.times_us(duel.timed, RIVAL)),
+        "ratio": found.speedup,
+        "low": found.low,
+        "high": found.high,
+        "verdict": str(found.verdict),
+        "rounds": found.rounds,
+        "clock": duel.timed.clock,
+    }
+
+
+def table(rows: list[dict[str, Any]], fmt: str) -> str:
+    """Show rows as a table or as JSON."""
+    if fmt == "json":
+        return json.dumps(rows, indent=1)
+    from tabulate import tabulate  # noqa: PLC0415 - only where a table is drawn
+
+    lines = [
+        {
+            "shape": one["shape"],
+            "arithmetic": one["arithmetic"],
+            "status": one["status"],
+            "us": f"{one['time_us']:.2f}" if "time_us" in one else "-",
+            "other us": f"{one['other_us']:.2f}" if "other_us" in one else "-",
+            "ratio": f"{one['ratio']:.3f} [{one['low']:.3f}, {one['high']:.3f}]" if "ratio" in one else "-",
+            "verdict": one.get("verdict", one.get("reason", "")),
+            "flags": ", ".join(one["flags"]),
+        }
+        for one in rows
+    ]
+    text: str = tabulate(lines, headers="keys", tablefmt="github" if fmt == "github" else "simple")
+    return text

@@ -1,0 +1,310 @@
+"""What this machine's numbers are worth: equals, known ratios, order, processes, clocks, wave edges.
+
+`python -m runner.judge.selftest cuda:0 [PART...]` prints one JSON line a finding; `python -m runner
+selftest` shows them. Nothing here is a benchmark of a solution: the same text stands on both sides.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from runner import analyse, load, measure
+from runner.judge.bench import Limits
+from runner.judge.referee import Referee
+from runner.schema import Cell, Shape, Timed
+
+PROBLEM, SOLUTION = "convtranspose2d", "phase_gemm"
+#: Shapes of `PROBLEM`, changed from its default, from about 20 us to 1 ms on an H100.
+SUBJECTS: dict[str, Shape] = {"b1": {"batch": 1}, "b3": {"batch": 3}, "b16": {}, "b40": {"batch": 40}}
+REPEATS, RATIO_REPEATS, PROCESSES = 12, 10, 10
+#: Standard deviation of an estimate of equals, by the time of a call; and the same for half that time.
+EQUAL_SD, SHORT_US, SHORT_SD = 0.003, 80.0, 0.01
+FALSE_CALLS = 0.05
+RATIOS = (1.01, 1.02, 1.05)
+RATIO_SHARE = 0.9
+ORDER_BIAS = 0.004
+PROCESS_CV = 0.005
+JUDGE_ERROR = 0.02
+
+_SLEEPER = """
+
+class ModelNew(ModelNew):
+    def forward(self, x):
+        y = super().forward(x)
+        torch.cuda._sleep({cycles})
+        return y
+"""
+
+_STEPS_PROBLEM = """
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+
+class Shape(NamedTuple):
+    programs: int = 1
+
+
+class Model(nn.Module):
+    def forward(self, x):
+        return x + 1.0
+
+
+def get_init_inputs(shape: Shape = Shape()):
+    return []
+
+
+def get_inputs(shape: Shape = Shape()):
+    return [torch.rand(shape.programs * 1024)]
+"""
+
+_STEPS_SOLUTION = """
+import torch
+import triton
+import triton.language as tl
+from torch import nn
+
+
+@triton.jit
+def spin_kernel(x, y, one, zero, STEPS: tl.constexpr):
+    offsets = tl.program_id(0) * 1024 + tl.arange(0, 1024)
+    value = tl.load(x + offsets)
+    for _ in range(STEPS):
+        value = value * one + zero
+    tl.store(y + offsets, value + one)
+
+
+class ModelNew(nn.Module):
+    def forward(self, x):
+        y = torch.empty_like(x)
+        # a warp for each of 32: two programs on one SM share its throughput
+        spin_kernel[(x.numel() // 1024,)](x, y, 1.0, 0.0, STEPS=20000, num_warps=32)
+        return y
+"""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the selftest; `passed` is None where the figure is only told."""
+
+    test: str
+    subject: str
+    figure: str
+    passed: bool | None
+
+
+class Selftest:
+    """Runs the parts on one device."""
+
+    def __init__(self, device: str) -> None:
+        self.device = torch.device(device)
+        self.limits = Limits(target=analyse.TARGET)
+        self.referee = Referee(device, self.limits)
+        self.problem = load.find_problem(PROBLEM)
+        self.solution = load.find_solution(SOLUTION, PROBLEM)
+
+    def parts(self) -> dict[str, Callable[[], Iterator[Finding]]]:
+        """Name what there is to run."""
+        return {
+            "equals": self.equals,
+            "ratios": self.ratios,
+            "processes": self.processes,
+            "plans": self.plans,
+            "edges": self.edges,
+        }
+
+    def cell(self, subject: str) -> Cell:
+        """Build a subject's cell."""
+        shape = self.problem.outline.Shape(**SUBJECTS[subject])._asdict()
+        return Cell("selftest", subject, shape, "fp32", "tf32")
+
+    def duels(
+        self,
+        subject: str,
+        other: load.Solution,
+        repeats: int,
+        *,
+        single: bool = False,
+        in_order: bool = False,
+    ) -> list[Timed]:
+        """Time the solution against another text, again and again in the same two processes."""
+        pair = (self.solution, other)
+        assert self.referee.prepare_case(self.problem, self.cell(subject), os.urandom(16)) is None  # noqa: S101
+        _, inspectors = self.referee.face(pair)
+        if single:
+            inspectors[0].bench.max_calls = 1
+        flags: list[str] = []
+        runs = [self.referee.timing(flags).duel(*inspectors, in_order=in_order) for _ in range(repeats)]
+        self.referee.part(pair)
+        return [run for run in runs if run is not None]
+
+    def equals(self) -> Iterator[Finding]:
+        """A solution against itself: spread, false verdicts, order, and both clocks."""
+        wrong = total = 0
+        for subject in SUBJECTS:
+            runs = self.duels(subject, self.solution, REPEATS)
+            found = [analyse.comparison(run, measure.RIVAL) for run in runs]
+            time_us = _median_us(runs, measure.SOLUTION)
+            spread = statistics.stdev(math.log(one.speedup) for one in found)
+            limit = EQUAL_SD if time_us >= SHORT_US else SHORT_SD
+            worst = max(abs(math.log(one.speedup)) for one in found)
+            called = sum(str(one.verdict) in ("FASTER", "SLOWER") for one in found)
+            wrong, total = wrong + called, total + len(found)
+            calls = runs[0].samples[0].calls
+            text = f"{time_us:.1f} us, {calls} calls a sample, {len(found)} repeats: SD {spread:.3%}, worst"
+            text += f" {worst:.3%}, {called} called unequal, clock {runs[0].clock}"
+            yield Finding("equals", subject, text, spread <= limit)
+            yield self._clocks(subject, "batched", runs)
+            yield self._clocks(subject, "single", self.duels(subject, self.solution, 4, single=True))
+        yield Finding("false verdicts", "all", f"{wrong} of {total}", wrong <= FALSE_CALLS * total)
+        runs = self.duels("b3", self.solution, 6, in_order=True)
+        bias = statistics.mean(math.log(analyse.comparison(run, measure.RIVAL).speedup) for run in runs)
+        yield Finding(
+            "order bias", "b3", f"{bias:+.3%} with the solution always first", abs(bias) <= ORDER_BIAS
+        )
+
+    @staticmethod
+    def _clocks(subject: str, how: str, runs: list[Timed]) -> Finding:
+        """What the judge's clock alone gives: against claims, and as a ratio of equals."""
+        pairs = [
+            {s.variant: (s.bounds_us or s.times_us, s.claims_us or s.times_us) for s in run.samples}
+            for run in runs
+        ]
+        mine = [p[measure.SOLUTION] for p in pairs]
+        excess = statistics.median(analyse.median(b) / analyse.median(c) for b, c in mine) - 1
+        ratios = [
+            abs(math.log(analyse.median(p[measure.RIVAL][0]) / analyse.median(p[measure.SOLUTION][0])))
+            for p in pairs
+        ]
+        text = f"{_median_us(runs, measure.SOLUTION):.1f} us: bound {excess:+.2%} of the claims;"
+        text += f" equals by the judge's clock differ by {max(ratios):.2%} at most"
+        return Finding(f"judge's clock, {how}", subject, text, None)
+
+    def ratios(self) -> Iterator[Finding]:
+        """A solution against itself and a sleep of known length."""
+        for subject in ("b16", "b40"):
+            base = self._sleeper(1)
+            runs = self.duels(subject, base, RATIO_REPEATS)
+            zero = statistics.median(analyse.comparison(run, measure.RIVAL).speedup for run in runs)
+            time_us = _median_us(runs, measure.SOLUTION)
+            clock_mhz = statistics.median([c for run in runs for c in run.sm_clocks_mhz] or [0])
+            if not clock_mhz:
+                yield Finding("known ratio", subject, "the SM clock is not known here", None)
+                continue
+            for ratio in RATIOS:
+                cycles = round((ratio - 1) * time_us * clock_mhz)
+                runs = self.duels(subject, self._sleeper(1 + cycles), RATIO_REPEATS)
+                found = [analyse.comparison(run, measure.RIVAL) for run in runs]
+                truth = zero + ratio - 1
+                inside = sum(one.low <= truth <= one.high for one in found)
+                seen = sum(str(one.verdict) == "FASTER" for one in found)
+                middle = statistics.median(one.speedup for one in found)
+                text = (
+                    f"{truth:.4f} in {inside} of {len(found)} intervals, median {middle:.4f}, FASTER {seen}"
+                )
+                off = abs(middle / truth - 1)
+                yield Finding(
+                    "known ratio",
+                    f"{subject} x{ratio}",
+                    f"{text}, off by {off:.2%}",
+                    inside >= RATIO_SHARE * len(found),
+                )
+
+    def _sleeper(self, cycles: int) -> load.Solution:
+        source = self.solution.source + _SLEEPER.format(cycles=cycles)
+        return load.Solution("sleeper", Path("sleeper.py"), source)
+
+    def processes(self) -> Iterator[Finding]:
+        """The speed-up over cuDNN in fresh processes of both sides."""
+        for subject in ("b16", "b3"):
+            cell = self.cell(subject)
+            self.referee.limits = replace(self.limits, processes=PROCESSES)
+            ruling = self.referee.rule(self.problem, self.solution, cell, ("cudnn",), os.urandom(16))
+            self.referee.limits = self.limits
+            if ruling.timed is None:
+                reason = ruling.failed.reason if ruling.failed else ", ".join(ruling.flags)
+                yield Finding("processes", subject, f"no times: {reason}", passed=False)
+                continue
+            by_process: dict[int, dict[str, tuple[float, ...]]] = {}
+            for one in ruling.timed.samples:
+                by_process.setdefault(one.process, {})[one.variant] = one.times_us
+            speedups = [
+                math.exp(
+                    analyse.median([math.log(b / a) for a, b in zip(v["solution"], v["cudnn"], strict=True)])
+                )
+                for v in by_process.values()
+            ]
+            spread = statistics.stdev(speedups) / statistics.mean(speedups)
+            text = f"{len(speedups)} processes: speed-up {statistics.median(speedups):.3f}, CV {spread:.3%}"
+            yield Finding("processes", subject, text, spread <= PROCESS_CV)
+
+    def plans(self) -> Iterator[Finding]:
+        """PyTorch keeps the cuDNN plan of a thread's first call: each policy keeps its own."""
+        ruling = self.referee.rule(
+            self.problem, self.solution, self.cell("b16"), ("eager", "cudnn"), os.urandom(16)
+        )
+        if ruling.timed is not None:
+            eager, tuned = (analyse.median(analyse.times_us(ruling.timed, v)) for v in ("eager", "cudnn"))
+            text = f"eager {eager:.0f} us, tuned {tuned:.0f} us in alternating calls of one process"
+            yield Finding("cuDNN plans", "b16", text, None)
+
+    def edges(self) -> Iterator[Finding]:
+        """Where a compute-bound kernel pays for a second wave: the SM count, and 128 in a green context."""
+        sms = torch.cuda.get_device_properties(self.device).multi_processor_count
+        for granted in (sms, 128) if sms > 128 else (sms,):
+            self.referee.limits = replace(self.limits, sms=0 if granted == sms else granted)
+            times_us = {n: self._steps(n) for n in (granted - 1, granted, granted + 1)}
+            self.referee.limits = self.limits
+            before, on, past = times_us.values()
+            text = ", ".join(f"{n} programs {t:.1f} us" for n, t in times_us.items())
+            passed = on < 1.1 * before and past > 1.3 * on
+            yield Finding("wave edge", f"{granted} of {sms} SMs", text, passed)
+
+    def _steps(self, programs: int) -> float:
+        """Time that many programs of a kernel that is bound by arithmetic, in us."""
+        with tempfile.TemporaryDirectory(prefix="kernelwave-") as folder:
+            path = Path(folder) / "steps.py"
+            path.write_text(_STEPS_PROBLEM)
+            problem = load.Problem("steps", path, _STEPS_PROBLEM)
+            solution = load.Solution("spin", Path("spin.py"), _STEPS_SOLUTION)
+            cell = Cell("selftest", str(programs), {"programs": programs}, "fp32", "tf32")
+            ruling = self.referee.rule(problem, solution, cell, ("eager",), os.urandom(16))
+        self.referee.company.dismiss(solution)  # a green context is for the life of a process
+        self.referee.company.drop_trusted()
+        if ruling.timed is None:
+            return math.nan
+        return analyse.median(analyse.times_us(ruling.timed, "solution"))
+
+
+def _median_us(runs: list[Timed], variant: str) -> float:
+    return analyse.median([t for run in runs for t in analyse.times_us(run, variant)])
+
+
+def main(words: list[str]) -> None:
+    """Run the parts named, or all."""
+    device, *chosen = words
+    torch.cuda.set_device(torch.device(device))
+    selftest = Selftest(device)
+    try:
+        for name, part in selftest.parts().items():
+            if not chosen or name in chosen:
+                for finding in part():
+                    sys.stdout.write(json.dumps(asdict(finding)) + "\n")
+                    sys.stdout.flush()
+    finally:
+        selftest.referee.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
