@@ -7,6 +7,7 @@ import subprocess
 import sys
 from typing import Any
 
+from runner.gpu_lock import DeviceBusy
 from runner.load import ROOT
 
 
@@ -15,7 +16,7 @@ class JudgeDied(Exception):
 
 
 class Judge:
-    """One judge process; a context manager."""
+    """One judge process. Raises DeviceBusy where another one has the GPU, JudgeDied where none starts."""
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -28,7 +29,14 @@ class Judge:
             cwd=ROOT,
             start_new_session=True,  # Ctrl-C is for the command line, which then lets the judge go
         )
-        self.environment: dict[str, Any] = self._read()["environment"]
+        try:
+            first = self._read()
+            if "busy" in first:
+                raise DeviceBusy(first["busy"])
+        except (JudgeDied, DeviceBusy):
+            self.close()
+            raise
+        self.environment: dict[str, Any] = first["environment"]
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """Have one cell ruled on."""

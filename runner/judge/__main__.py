@@ -1,24 +1,27 @@
 """The judge's process: requests on standard input, answers on standard output, one JSON line each.
 
 `{"problem": PATH, "name": NAME, "solution": {...}, "cell": {...}, "baselines": [...], "limits": {...}}`
-is answered by `{"ruling": {...}, "entropy": HEX}`. The first line out is `{"environment": {...}}`.
+is answered by `{"ruling": {...}, "entropy": HEX}`; with a `"rival": {...}` in the place of baselines the two
+solutions are timed against each other. The first line out is `{"environment": {...}}`, or
+`{"busy": WHY}` where another process has the GPU.
 Both ends are trusted; what contestants print never comes near these descriptors.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
-from runner import load
+from runner import gpu_lock, load
 from runner.contestant import libc
-from runner.judge import environment
+from runner.judge import ceilings, environment
 from runner.judge.bench import Limits
 from runner.judge.referee import Referee, Ruling
 from runner.schema import Cell, Failed, Status, to_json
@@ -30,14 +33,15 @@ def answer(referee: Referee, request: dict[str, Any]) -> dict[str, Any]:
     problem = load.Problem(
         request["name"], Path(request["problem"]), load.read_source(Path(request["problem"]))
     )
-    solution = load.Solution(
-        request["solution"]["name"], Path(request["solution"]["path"]), request["solution"]["source"]
-    )
+    solution = _solution(request["solution"])
     shape = {k: tuple(v) if isinstance(v, list) else v for k, v in request["cell"].pop("shape").items()}
     cell = Cell(shape=shape, **request["cell"])
     referee.limits = Limits(**request["limits"])
     try:
-        ruling = referee.rule(problem, solution, cell, tuple(request["baselines"]), entropy)
+        if "rival" in request:
+            ruling = referee.compare(problem, (solution, _solution(request["rival"])), cell, entropy)
+        else:
+            ruling = referee.rule(problem, solution, cell, tuple(request["baselines"]), entropy)
     except torch.OutOfMemoryError as error:
         ruling = Ruling(
             Failed(Status.UNSUPPORTED, "judge", "the judge ran out of device memory", str(error)[:500])
@@ -49,6 +53,10 @@ def answer(referee: Referee, request: dict[str, Any]) -> dict[str, Any]:
     return {"ruling": to_json(ruling), "entropy": referee.entropy_of(entropy)}
 
 
+def _solution(text: dict[str, str]) -> load.Solution:
+    return load.Solution(text["name"], Path(text["path"]), text["source"])
+
+
 def main() -> None:
     """Serve requests until standard input ends."""
     libc.die_with_parent()
@@ -56,11 +64,24 @@ def main() -> None:
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # nothing but answers may reach the command line
     device = sys.argv[1]
+    try:
+        with gpu_lock.hold(gpu_lock.uuid_of(device), device):
+            serve(device, out)
+    except gpu_lock.DeviceBusy as busy:
+        print(json.dumps({"busy": str(busy)}), file=out)
+
+
+def serve(device: str, out: TextIO) -> None:
+    """Say what the device is, then answer request after request."""
     torch.set_num_threads(1 if device != "cpu" else max(1, torch.get_num_threads()))
+    described = environment.describe(device)
+    sys.stderr.writelines(f"warning: {line}\n" for line in environment.warnings(described))
     if device != "cpu":
         torch.cuda.set_device(torch.device(device))
+        described["ceilings"] = ceilings.measure(torch.device(device))
+    gc.freeze()  # what is there now stays: a collection before each measurement need not look through it
     referee = Referee(device, Limits())
-    print(json.dumps({"environment": environment.describe(device)}), file=out)
+    print(json.dumps({"environment": described}), file=out)
     try:
         for line in sys.stdin:
             print(json.dumps(answer(referee, json.loads(line))), file=out)
