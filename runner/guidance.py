@@ -6,11 +6,11 @@ import ast
 import re
 
 _CONVOLUTION = """\
-# Algorithm: convolutions (Conv2D, Conv3D and their transposes)
+# Algorithm: convolutions (Conv1D, Conv2D, Conv3D and their transposes)
 Slower than PyTorch? The usual root cause is a nest of loops over the kernel's elements (for kh: for kw: ...),
 which has a very low compute density. Make it an implicit GEMM:
-- the output is a matrix (N*OH*OW, OC) in 2D, (N*OD*OH*OW, OC) in 3D
-- the weight is a matrix (OC, IC*KH*KW) in 2D, (OC, IC*KD*KH*KW) in 3D
+- the output is a matrix (N*OW, OC) in 1D, (N*OH*OW, OC) in 2D, (N*OD*OH*OW, OC) in 3D
+- the weight is a matrix (OC, IC*KW) in 1D, (OC, IC*KH*KW) in 2D, (OC, IC*KD*KH*KW) in 3D
 - the K dimension is IC * kernel_elements, in tiles of BLOCK_K
 - the input position follows from (output_pos, k_offset) on the fly
 - tl.dot() multiplies the tiles on Tensor Cores
@@ -25,7 +25,7 @@ Transposed: a tap reaches an output where (output + padding - tap * dilation) is
 Outputs of one phase, their position modulo the stride, share their taps: a GEMM per phase has no zeros.
 """
 #: A name of torch's layers, as a regular expression -> what to say.
-GUIDANCE = {r"Conv(Transpose)?[23]d": _CONVOLUTION}
+GUIDANCE = {r"Conv(Transpose)?[123]d": _CONVOLUTION}
 
 
 def guidance(source: str) -> str:

@@ -65,6 +65,9 @@ def _leaves_tests(tree: ast.Module) -> Iterator[Finding]:
 
 
 def _grids_are_static(tree: ast.Module) -> Iterator[Finding]:
+    for node in _never_launched(tree):
+        message = f"{node.name} is launched nowhere as {node.name}[grid](...), so no grid of it can be read"
+        yield Finding(node.lineno, "grid-rank", ERROR, message)
     for launch in launches(tree):
         if launch.grid.rank is None:
             message = "no static rank: write the grid as a tuple, or as a lambda that returns one"
@@ -140,7 +143,10 @@ OUTPUT_RULES = (
     ),
     OutputRule("library", "output", "Calls to a library's convolutions and matmuls are reported.", None),
     OutputRule(
-        "grid-rank", "safety", "A grid has at most 3 dimensions and a static rank.", _grids_are_static
+        "grid-rank",
+        "safety",
+        "A grid has at most 3 dimensions and a static rank. Launch each kernel by its name.",
+        _grids_are_static,
     ),
     OutputRule(
         "program-ids",
@@ -189,6 +195,16 @@ def _is_test(node: ast.stmt) -> bool:
 def _launched(tree: ast.Module) -> Iterator[tuple[Launch, Kernel]]:
     known = kernels(tree)
     return ((launch, known[launch.kernel]) for launch in launches(tree))
+
+
+def _never_launched(tree: ast.Module) -> Iterator[ast.FunctionDef]:
+    """Yield the kernels that are neither launched by their name nor called by another."""
+    aliases = imported_names(tree)
+    calls = (node.func for node in ast.walk(tree) if isinstance(node, ast.Call))
+    used = {call.id for call in calls if isinstance(call, ast.Name)} | {one.kernel for one in launches(tree)}
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and is_kernel(node, aliases) and node.name not in used:
+            yield node
 
 
 def _blocks(names: frozenset[str]) -> list[str]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import TYPE_CHECKING
 
-from runner import cards, load, record, roofline, stages
+from runner import cards, load, prompt_metrics, record, roofline, stages
 from runner.guidance import guidance
 from runner.output_rules import OUTPUT_RULES
 from runner.plan import plan_cells
@@ -90,14 +89,18 @@ def page(
     shapes: Sequence[str] = (),
     profile: Path | None = None,
     results: Path = load.ROOT / "results",
+    predict_s: float | None = None,
 ) -> str:
     """Return the prompt that asks for a faster version of a solution.
 
-    `shapes` are as for `--shapes`, without any the problem's `kernelbench` sweep; `profile` is a file as
-    `read_profile` takes it; what failed last time is read from `results`. Raises BadInput.
+    `shapes` are as for `--shapes`, without any the problem's `kernelbench` sweep. `profile` is a file as
+    `prompt_metrics.read_profile` takes it; what it lacks is predicted for the first shape, where that can be
+    done, within `predict_s` seconds. What failed last time is read from `results`. Raises BadInput.
     """
     cells = plan_cells(problem, shapes or ["kernelbench"], ("fp32",), ("tf32",), "cpu", card.sms)
-    return PAGE.format(**values(problem, solution, stage, card, cells, profile, results))
+    measured = prompt_metrics.read_profile(profile) if profile else {}
+    metrics = prompt_metrics.section(stage, measured, (problem, solution, cells[0], card), predict_s)
+    return PAGE.format(**values(problem, solution, stage, card, cells, metrics, results))
 
 
 def values(
@@ -106,7 +109,7 @@ def values(
     stage: stages.Stage,
     card: cards.Card,
     cells: Iterable[Cell],
-    profile: Path | None,
+    profile: str,
     results: Path,
 ) -> dict[str, str]:
     """Return what fills each placeholder of `PAGE`."""
@@ -120,27 +123,10 @@ def values(
         "autotune": _list(_words("autotune")),
         "workload": _list(_workload(cell, problem, card) for cell in cells),
         "code": _fenced(solution.source, "python"),
-        "profile": _profile(read_profile(profile) if profile else {}, stage),
+        "profile": profile,
         "failures": _failures(problem, solution, results),
         "output_rules": "\n".join(f"{n}. {text}" for n, text in enumerate(_words("output"), start=1)),
     }
-
-
-def read_profile(path: Path) -> dict[str, dict[str, float]]:
-    """Read `{"metrics": {kernel: {metric: number}}}`; other keys are ignored. Raises BadInput."""
-    try:
-        data = json.loads(load.read_source(path))
-    except (ValueError, RecursionError) as error:
-        raise load.BadInput(f"'{path}' is not JSON: {error}") from None
-    kernels = data.get("metrics") if isinstance(data, dict) else None
-    if not isinstance(kernels, dict) or not all(
-        isinstance(metrics, dict) and all(isinstance(v, int | float) for v in metrics.values())
-        for metrics in kernels.values()
-    ):
-        raise load.BadInput(
-            f"""'{path}' is no profile: it should hold {{"metrics": {{kernel: {{metric: number}}}}}}"""
-        )
-    return kernels
 
 
 def _list(texts: Iterable[str]) -> str:
@@ -198,13 +184,6 @@ def _fenced(text: str, language: str) -> str:
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"
 
 
-def _profile(kernels: dict[str, dict[str, float]], stage: stages.Stage) -> str:
-    """Return the metrics as JSON, and the stage's own that are not among them."""
-    measured = {name for metrics in kernels.values() for name in metrics}
-    absent = [f"{one.name}: not measured" for one in stage.metrics if one.name not in measured]
-    return "\n".join([*([json.dumps(kernels, indent=2)] if kernels else []), *absent])
-
-
 def _failures(problem: load.Problem, solution: load.Solution, results: Path) -> str:
     """Say which recorded cells of this very code failed, each reason once."""
     latest: dict[str, Record] = {}
@@ -212,7 +191,7 @@ def _failures(problem: load.Problem, solution: load.Solution, results: Path) -> 
         for one in record.read(path)[0]:
             key = f"{one.card} {one.cell.key}"
             if one.solution_digest == solution.digest and one.problem_digest == problem.digest:
-                latest[key] = max(one, latest.get(key, one), key=lambda each: each.time_utc)
+                latest[key] = max(one, latest.get(key, one), key=record.recency)
     reasons: dict[str, list[Record]] = {}
     for one in latest.values():
         if one.failed and one.status not in HARMLESS:

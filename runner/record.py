@@ -81,8 +81,8 @@ def from_line(text: str) -> Record:
 def read(path: Path) -> tuple[list[Record], list[str]]:
     """Read a results file: its records, and one `FILE:LINE: reason` for each line that is none.
 
-    Of several records with one resume key the last PASS counts, or else the last. A file that does
-    not exist has no records; what it contains never raises, only failing to open it does (OSError).
+    Of several records with one resume key the last by `recency` counts. A file that does not exist
+    has no records; what it contains never raises, only failing to open it does (OSError).
     """
     kept: dict[str, Record] = {}
     problems: list[str] = []
@@ -91,9 +91,17 @@ def read(path: Path) -> tuple[list[Record], list[str]]:
             problems.append(f"{where}: {outcome}")
             continue
         key = resume_key(outcome)
-        if key not in kept or outcome.status is Status.PASS or kept[key].status is not Status.PASS:
+        if key not in kept or recency(outcome) >= recency(kept[key]):
             kept[key] = outcome
     return list(kept.values()), problems
+
+
+def recency(record: Record) -> tuple[bool, str]:
+    """Order records of one cell; the last counts, so a PASS does not outlive a later failure.
+
+    ERROR is no verdict, so it comes before any. By time, not by line: `import` appends what may be older.
+    """
+    return record.status is not Status.ERROR, record.time_utc
 
 
 def append(path: Path, record: Record) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from runner import answer, cli, lint, load, prompt, record, stages
+from runner import answer, cli, lint, load, prompt, prompt_metrics, record, stages
 from runner.cards import card_names, load_card
 from runner.guidance import guidance
 from runner.output_rules import OUTPUT_RULES
@@ -28,6 +28,7 @@ PROFILE = {
         "lts__t_sector_hit_rate.pct": 99.49,
     }
 }
+CELL = Cell("kernelbench", "81", {}, "fp32", "tf32")
 #: Public lists of metrics still have it, but no chip since Volta does.
 DEAD = "smsp__warp_issue_stalled_memory_dependency_per_warp_active.pct"
 #: What a page has to say, each as the words that stand there on one line.
@@ -95,9 +96,9 @@ def profile(tmp_path: Path) -> Path:
 
 
 def page(stage: str = "grid", *arguments: str | Path, solution: str = "gather_gemm") -> str:
-    """Return what the command prints."""
+    """Return what the command prints; it predicts nothing, which would take seconds."""
     command = [sys.executable, "-m", "runner", "prompt", "--problem", "convtranspose2d", "--stage", stage]
-    command += ["--solution", solution, *map(str, arguments)]
+    command += ["--solution", solution, "--no-run", *map(str, arguments)]
     said = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, timeout=60)
     assert said.stderr == ""
     return said.stdout
@@ -138,7 +139,9 @@ def test_the_sections_stand_in_the_order_of_the_model(modelled: str) -> None:
 def values(stage: stages.Stage) -> dict[str, str]:
     problem = load.find_problem("convtranspose2d")
     solution = load.find_solution("gather_gemm", problem.name)
-    return prompt.values(problem, solution, stage, load_card("rtx4090"), (), None, ROOT / "results")
+    card, results = load_card("rtx4090"), ROOT / "results"
+    metrics = prompt_metrics.section(stage, {}, (problem, solution, CELL, card), None)
+    return prompt.values(problem, solution, stage, card, (), metrics, results)
 
 
 def test_every_placeholder_is_filled_and_every_value_has_its_place() -> None:
@@ -189,7 +192,7 @@ def test_every_card_fills_the_page(name: str) -> None:
 
 
 def test_only_operators_that_the_code_names_get_guidance() -> None:
-    for layer in ("Conv2d", "Conv3d", "ConvTranspose2d", "ConvTranspose3d"):
+    for layer in (f"Conv{transpose}{axes}d" for transpose in ("", "Transpose") for axes in (1, 2, 3)):
         assert "implicit GEMM" in guidance(f"import torch.nn as nn\nlayer = nn.{layer}(1, 1, 3)")
     assert guidance('"""Not nn.Conv2d."""\nlayer = nn.Linear(1, 1)  # nn.Conv2d') == ""
 
@@ -199,6 +202,36 @@ def test_a_stages_metric_that_was_not_measured_is_marked(profile: Path) -> None:
     assert "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active: not measured" in text
     assert "sm__warps_active.avg.pct_of_peak_sustained_active: not measured" not in text
     assert '"sm__warps_active.avg.pct_of_peak_sustained_active": 16.6' in text
+
+
+def test_what_was_not_measured_is_predicted_where_compiling_tells_it(profile: Path) -> None:
+    problem = load.find_problem("convtranspose2d")
+    solution = load.find_solution("gather_gemm", problem.name)
+    card, stage = load_card("rtx4090"), stages.load_stage("tiling")
+    text = prompt.page(
+        problem, solution, stage, card, shapes=["kernelbench/81"], profile=profile, predict_s=120
+    )
+    told = text.partition("[NCU PROFILING METRICS]\n")[2].partition("\n[WHAT FAILED")[0]
+    mark = "Predicted for kernelbench/81 by compiling for the GeForce RTX 4090, not measured:\n"
+    measured, _, rest = told.partition(mark)
+    assert json.loads(measured) == PROFILE
+    predicted, end = json.JSONDecoder().raw_decode(rest)
+    (metrics,) = predicted.values()
+    assert set(metrics) == {"launch__registers_per_thread", "launch__occupancy_limit_registers"}
+    # what ncu saw of warps follows from both: four to a program
+    assert 4 * metrics["launch__occupancy_limit_registers"] / 48 == pytest.approx(0.166, abs=1e-2)
+    assert rest[end:].split() == [
+        *("sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active:", "not", "measured"),
+        *("launch__occupancy_limit_shared_mem:", "not", "measured"),
+    ]
+
+
+def test_what_does_not_run_is_not_predicted(tmp_path: Path) -> None:
+    file = tmp_path / "broken.py"
+    file.write_text("class ModelNew:\n    def __init__(self, *_):\n        raise RuntimeError\n")
+    problem = load.find_problem("convtranspose2d")
+    solution = load.find_solution(str(file), problem.name)
+    assert prompt_metrics.predict(problem, solution, CELL, load_card("rtx4090"), 60) == {}
 
 
 def a_failure(place: str, reason: str, detail: str = "", **changes: object) -> Record:
@@ -308,7 +341,7 @@ def test_a_file_that_is_no_profile_is_named(tmp_path: Path, text: str) -> None:
     file = tmp_path / "profile.json"
     file.write_text(text)
     with pytest.raises(load.BadInput, match=r"profile\.json"):
-        prompt.read_profile(file)
+        prompt_metrics.read_profile(file)
 
 
 CODE = "import torch\nimport torch.nn as nn\nimport triton\nimport triton.language as tl\n"
@@ -370,7 +403,7 @@ def test_neither_command_loads_torch() -> None:
 import sys
 from runner import cli
 cli.main(["leaderboard"])
-cli.main(["prompt", "--problem", "convtranspose2d", "--solution", "gather_gemm", "--stage", "grid"])
+cli.main("prompt --problem convtranspose2d --solution gather_gemm --stage grid --no-run".split())
 cli.main(["prompt", "--answer", {str(ROOT / "README.md")!r}])
 print("loaded:", {{"torch", "triton"}} & set(sys.modules))
 """

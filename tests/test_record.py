@@ -336,15 +336,19 @@ def test_a_missing_file_has_no_records(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("statuses", "kept"),
     [
-        ("PASS WRONG", 0),
+        ("PASS WRONG", 1),
         ("PASS PASS", 1),
         ("WRONG PASS", 1),
         ("ERROR WRONG", 1),
-        ("WRONG ERROR", 1),
-        ("WRONG PASS ERROR PASS CRASH", 3),
+        ("PASS ERROR", 0),
+        ("WRONG ERROR", 0),
+        ("ERROR ERROR", 1),
+        ("WRONG PASS ERROR PASS CRASH ERROR", 4),
     ],
 )
-def test_of_repeats_the_last_pass_or_else_the_last_is_kept(tmp_path: Path, statuses: str, kept: int) -> None:
+def test_of_repeats_the_last_verdict_or_else_the_last_is_kept(
+    tmp_path: Path, statuses: str, kept: int
+) -> None:
     path = tmp_path / "repeats.jsonl"
     for i, status in enumerate(map(Status, statuses.split())):
         make = passed if status is Status.PASS else lambda status=status, **changes: failed(status, **changes)
@@ -352,6 +356,14 @@ def test_of_repeats_the_last_pass_or_else_the_last_is_kept(tmp_path: Path, statu
     records, problems = rec.read(path)
     assert [record.time_utc for record in records] == [str(kept)]
     assert problems == []
+
+
+def test_an_older_record_that_is_imported_later_does_not_count(tmp_path: Path) -> None:
+    path = tmp_path / "imported.jsonl"
+    for one in (failed(Status.WRONG, time_utc="2026-01-02"), passed(time_utc="2026-01-01")):
+        rec.append(path, one)
+    ((kept,), _) = rec.read(path)
+    assert kept.status is Status.WRONG
 
 
 def test_append_starts_a_new_line_after_a_torn_one(tmp_path: Path) -> None:

@@ -6,9 +6,11 @@ guide" is the CUDA C++ Programming Guide, table "Technical Specifications per Co
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
 import pkgutil
+import re
 from dataclasses import dataclass, field
 
 #: The guide: the same for every compute capability from 8.0 to 12.x.
@@ -27,7 +29,8 @@ GIB = 2**30
 class Card:
     """One GPU's data sheet.
 
-    `driver_names` holds the exact names the driver reports; `shared_bytes_per_program` is the opt-in limit.
+    `chip` is Nsight Compute's name for it (`ncu --query-metrics --chip`). `driver_names` holds the exact
+    names the driver reports; `shared_bytes_per_program` is the opt-in limit.
     A GB/s is 1e9 bytes a second; `l2_gb_per_s` is None unless a published figure covers reads and writes
     together. `peak_tflops` maps an arithmetic (`fp32` on CUDA cores; `tf32`, `fp16`, `bf16` on tensor cores)
     to 1e12 operations a second, dense, accumulated in fp32.
@@ -36,6 +39,7 @@ class Card:
     name: str
     title: str
     architecture: str
+    chip: str
     driver_names: tuple[str, ...]
     compute_capability: tuple[int, int]
     sms: int
@@ -69,6 +73,15 @@ def load_card(name: str) -> Card:
         raise ValueError(f"unknown card {name!r}: did you mean {' or '.join(near)}?")
     card: Card = importlib.import_module(f"{__name__}.{name}").CARD
     return card
+
+
+def find_card(folder: str) -> Card | None:
+    """Find the card of a folder of results: `NAME`, or `NAME-128sm` for a run on 128 of its SMs."""
+    name, _, part = folder.partition("-")
+    if name not in card_names() or (part and not re.fullmatch(r"[1-9]\d*sm", part)):
+        return None
+    card = load_card(name)
+    return dataclasses.replace(card, sms=int(part.removesuffix("sm"))) if part else card
 
 
 def card_for_device(driver_name: str, sms: int) -> Card | None:

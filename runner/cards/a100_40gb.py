@@ -11,6 +11,7 @@ CARD = Card(
     name="a100_40gb",
     title="A100 SXM4 40 GB",
     architecture="Ampere",
+    chip="ga100",
     driver_names=("NVIDIA A100-SXM4-40GB",),
     compute_capability=(8, 0),  # CUDA GPUs, developer.nvidia.com/cuda-gpus
     sms=108,  # whitepaper

@@ -12,6 +12,7 @@ CARD = Card(
     name="b200",
     title="B200 SXM 180 GB",
     architecture="Blackwell",
+    chip="gb100",
     driver_names=("NVIDIA B200",),
     compute_capability=(10, 0),  # CUDA GPUs, developer.nvidia.com/cuda-gpus
     sms=148,  # the driver

@@ -11,6 +11,7 @@ CARD = Card(
     name="h100_pcie",
     title="H100 PCIe 80 GB",
     architecture="Hopper",
+    chip="gh100",
     driver_names=("NVIDIA H100 PCIe",),
     compute_capability=(9, 0),  # CUDA GPUs, developer.nvidia.com/cuda-gpus
     sms=114,  # whitepaper

@@ -11,6 +11,7 @@ CARD = Card(
     name="h100_sxm",
     title="H100 SXM5 80 GB",
     architecture="Hopper",
+    chip="gh100",
     driver_names=("NVIDIA H100 80GB HBM3",),
     compute_capability=(9, 0),  # CUDA GPUs, developer.nvidia.com/cuda-gpus
     sms=132,  # whitepaper

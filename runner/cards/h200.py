@@ -12,6 +12,7 @@ CARD = Card(
     name="h200",
     title="H200 SXM 141 GB",
     architecture="Hopper",
+    chip="gh100",
     driver_names=("NVIDIA H200",),
     compute_capability=(9, 0),  # CUDA GPUs, developer.nvidia.com/cuda-gpus
     sms=132,  # the driver, torch.cuda.get_device_properties

@@ -11,6 +11,7 @@ CARD = Card(
     name="l40s",
     title="L40S",
     architecture="Ada Lovelace",
+    chip="ad102",
     driver_names=("NVIDIA L40S",),
     compute_capability=(8, 9),  # CUDA GPUs, developer.nvidia.com/cuda-gpus
     sms=142,  # data sheet: 18176 CUDA cores, 128 to an SM

@@ -11,6 +11,7 @@ CARD = Card(
     name="rtx3090",
     title="GeForce RTX 3090",
     architecture="Ampere",
+    chip="ga102",
     driver_names=("NVIDIA GeForce RTX 3090",),
     compute_capability=(8, 6),  # CUDA GPUs, developer.nvidia.com/cuda-gpus
     sms=82,  # whitepaper

@@ -11,6 +11,7 @@ CARD = Card(
     name="rtx4090",
     title="GeForce RTX 4090",
     architecture="Ada Lovelace",
+    chip="ad102",
     driver_names=("NVIDIA GeForce RTX 4090",),
     compute_capability=(8, 9),  # CUDA GPUs, developer.nvidia.com/cuda-gpus
     sms=128,  # whitepaper

@@ -11,6 +11,7 @@ CARD = Card(
     name="rtx4090d",
     title="GeForce RTX 4090 D",
     architecture="Ada Lovelace",
+    chip="ad102",
     driver_names=("NVIDIA GeForce RTX 4090 D",),
     compute_capability=(8, 9),  # CUDA GPUs, developer.nvidia.com/cuda-gpus
     sms=114,  # product page: 14592 CUDA cores, 128 to an SM
