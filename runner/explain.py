@@ -1,28 +1,29 @@
 """What can be known of a launch without its GPU: grid, occupancy, waves and floor, for each cell and card.
 
-A kernel is persistent if it strides over its grid (`Compiled.tile_loop`) and all its programs run at once;
-its tail then depends on tiles that only the kernel counts, and no efficiency is given.
+A kernel is persistent if it strides over its grid, by `for` (`Compiled.tile_loop`) or by `while`, and all its
+programs run at once; its tail then depends on tiles that only the kernel counts, and no efficiency is given.
 """
 
 from __future__ import annotations
 
+import ast
 import functools
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner import roofline
-from runner.lint import read_header
+from runner.lint import Aliases, dotted_name, imported_names, read_header
 from runner.retarget import Compiled, Forward, retarget
-from runner.schema import to_json
-from runner.waves import Occupancy, launch_occupancy
+from runner.schema import Launch, to_json
+from runner.waves import Occupancy, launch_occupancy, role
 
 if TYPE_CHECKING:
     from runner.cards import Card
     from runner.load import Problem, Solution
-    from runner.schema import Cell
+    from runner.schema import Cell, Record
 
 #: What is known of one solution in one cell on one card; what does not exist has no key or is None.
 Report = dict[str, Any]
@@ -38,13 +39,20 @@ def explain(
     cells: Sequence[Cell],
     cards: Sequence[Card],
     timeout_s: float,
+    records: Iterable[Record] = (),
 ) -> list[Report]:
     """Return a report for each solution, cell and card, in that order.
 
     What stops a solution is the `error` of its report, and a cell that it does not declare is `skipped`.
     A kernel that does not compile for the card, or does not fit it, is among the `findings` of its
-    launch. `timeout_s` is for one cell on one card.
+    launch. `timeout_s` is for one cell on one card. Where one of the `records` is of the same files, cell
+    and card, each configuration of an autotuned launch says whether it `ran` there.
     """
+    seen = {
+        (one.problem_digest, one.solution_digest, one.cell.key, one.card): one
+        for one in records
+        if one.checked
+    }
     reports = []
     for solution in solutions:
         header = read_header(solution.source)
@@ -55,11 +63,14 @@ def explain(
         for cell in cells:
             for card in cards:
                 forward = next(forwards) if cell in covered else None
-                reports.append(_report(problem, solution, cell, card, forward))
+                ran = seen.get((problem.digest, solution.digest, cell.key, card.name))
+                reports.append(_report(problem, solution, cell, card, forward, ran))
     return reports
 
 
-def _report(problem: Problem, solution: Solution, cell: Cell, card: Card, forward: Forward | None) -> Report:
+def _report(
+    problem: Problem, solution: Solution, cell: Cell, card: Card, forward: Forward | None, ran: Record | None
+) -> Report:
     place = {
         "problem": problem.name,
         "solution": solution.name,
@@ -67,7 +78,7 @@ def _report(problem: Problem, solution: Solution, cell: Cell, card: Card, forwar
         "arithmetic": cell.arithmetic,
         "card": card.name,
     }
-    report: Report = {**place, **_work(problem, cell, card)}
+    report: Report = {**place, **_work(problem, cell, card), **_canonical(problem, cell, card)}
     if forward is None:
         return report | {"skipped": f"the solution does not declare {cell.arithmetic}"}
     if forward.error:
@@ -77,8 +88,41 @@ def _report(problem: Problem, solution: Solution, cell: Cell, card: Card, forwar
         "memory_bytes": forward.memory_bytes,
         "fits_memory": forward.memory_bytes <= card.memory_bytes,
         "operators": forward.operators,
-        "launches": [_launch(made, card, place) for made in forward.launches],
+        "launches": [
+            _launch(made, card, place, made.tile_loop or strides_by_while(solution.source, made))
+            | {"ran": _ran(made, ran, forward.triton)}
+            for made in forward.launches
+        ],
     }
+
+
+def _canonical(problem: Problem, cell: Cell, card: Card) -> Report:
+    """Return what the sweep `waves` placed: a role, its canonical tiles and their waves, one to an SM."""
+    known = role(cell.label) if cell.sweep == "waves" else None
+    if known is None or not hasattr(problem.outline, "tiles"):
+        return {}
+    tiles = problem.outline.tiles(problem.shape(cell.shape), known.block_m, known.block_n)
+    tile = f"{known.block_m}x{known.block_n}"
+    return {"canonical": {"tile": tile, "role": known.name, "tiles": tiles, "waves": tiles / card.sms}}
+
+
+def _ran(made: Compiled, seen: Record | None, triton: str) -> bool | None:
+    """Tell whether a record has a launch like this configuration's; None where there is no choice or record.
+
+    Registers and shared memory count where the version of Triton is the same. Configurations that differ in
+    nothing that a record holds may all have run.
+    """
+    if made.choices == 1 or made.launch is None or seen is None or seen.checked is None:
+        return None
+    same = seen.environment.get("triton") == triton
+    return any(
+        one == made.launch if same else _outline(one) == _outline(made.launch)
+        for one in seen.checked.launches
+    )
+
+
+def _outline(launch: Launch) -> tuple[str, tuple[int, int, int], int]:
+    return launch.kernel, launch.grid, launch.num_warps
 
 
 def _work(problem: Problem, cell: Cell, card: Card) -> Report:
@@ -98,12 +142,12 @@ def _work(problem: Problem, cell: Cell, card: Card) -> Report:
     }
 
 
-def _launch(made: Compiled, card: Card, place: dict[str, str]) -> Report:
+def _launch(made: Compiled, card: Card, place: dict[str, str], tile_loop: bool) -> Report:
     """Place one launch on a card."""
     facts: Report = to_json(made) | {"programs": math.prod(made.grid)}
     occupied = launch_occupancy(made.launch, card) if made.launch else None
     if occupied is not None:
-        persistent = made.tile_loop and 0 < occupied.programs <= occupied.programs_per_sm * card.sms
+        persistent = tile_loop and 0 < occupied.programs <= occupied.programs_per_sm * card.sms
         facts |= {
             "programs_per_sm": occupied.programs_per_sm,
             "limiters": list(occupied.limiters),
@@ -117,6 +161,43 @@ def _launch(made: Compiled, card: Card, place: dict[str, str]) -> Report:
         }
     findings = list(_findings(made, occupied, card))
     return facts | {"measured": measured(made, place), "findings": findings}
+
+
+def strides_by_while(source: str, made: Compiled) -> bool:
+    """Say whether a `while` of a kernel steps from its program id by the number of its programs.
+
+    The step is asked of Triton, by itself or under a name, or a constant of the launch.
+    """
+    tree = ast.parse(source)
+    aliases = imported_names(tree)
+    programs = math.prod(made.grid)
+    counts = {name for name, value in made.constants.items() if type(value) is int and value == programs}
+    for function in (node for node in tree.body if isinstance(node, ast.FunctionDef)):
+        if function.name != made.kernel:
+            continue
+        ids = _asked(function, "program_id", aliases)
+        counts |= _asked(function, "num_programs", aliases)
+        for loop in (node for node in ast.walk(function) if isinstance(node, ast.While)):
+            for step in (node for node in ast.walk(loop) if isinstance(node, ast.AugAssign)):
+                by_programs = _names(step.value) & counts or _asks(step.value, "num_programs", aliases)
+                if _names(step.target) & _names(loop.test) & ids and by_programs:
+                    return True
+    return False
+
+
+def _asked(function: ast.AST, question: str, aliases: Aliases) -> set[str]:
+    """Return the names that a kernel gives to what it asks Triton."""
+    answers = (node for node in ast.walk(function) if isinstance(node, ast.Assign))
+    return {name for one in answers if _asks(one.value, question, aliases) for name in _names(*one.targets)}
+
+
+def _asks(node: ast.AST, question: str, aliases: Aliases) -> bool:
+    calls = (inner for inner in ast.walk(node) if isinstance(inner, ast.Call))
+    return any(dotted_name(call.func, aliases) == f"triton.language.{question}" for call in calls)
+
+
+def _names(*nodes: ast.AST) -> set[str]:
+    return {inner.id for node in nodes for inner in ast.walk(node) if isinstance(inner, ast.Name)}
 
 
 def _findings(made: Compiled, occupied: Occupancy | None, card: Card) -> Iterator[str]:

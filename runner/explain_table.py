@@ -47,13 +47,16 @@ def _group(reports: list[Report], fmt: str) -> str:
     ]
     launches.sort(key=lambda entry: entry[:2])
     tables = [[line for _, _, line in launches], [_work_line(one) for one in reports]]
+    if not any("canonical" in one for one in reports):
+        tables[0] = [{name: text for name, text in line.items() if name != "canonical"} for line in tables[0]]
     remarks = "\n".join(f"- {_printable(text)}" for one in reports for text in _remarks(one))
     return "\n\n".join([title, *(_tabulate(lines, fmt) for lines in tables if lines), remarks]).rstrip()
 
 
 def _launch_line(report: Report, launch: Report) -> Line:
     spilled = f" +{launch['spills']} spilled" if launch["spills"] else ""
-    choice = f" ({launch['choice']} of {launch['choices']})" if launch["choices"] > 1 else ""
+    ran = {True: ", ran", False: ", did not run", None: ""}[launch.get("ran")]
+    choice = f" ({launch['choice']} of {launch['choices']}{ran})" if launch["choices"] > 1 else ""
     line = {
         "shape": report["shape"],
         "card": report["card"],
@@ -65,6 +68,7 @@ def _launch_line(report: Report, launch: Report) -> Line:
         "regs": f"{_text(launch['registers'])}{spilled}",
         "shared": _text(launch["shared_bytes"]),
         "dot": launch["dot"] or ABSENT,
+        "canonical": _canonical(report),
     }
     if "waves" not in launch:
         return line | dict.fromkeys(("per SM", "occupancy", "waves", "slot", "SM"), ABSENT)
@@ -75,6 +79,12 @@ def _launch_line(report: Report, launch: Report) -> Line:
         "slot": _text(launch["eta_slot"], ".1%"),
         "SM": _text(launch["eta_sm"], ".1%"),
     }
+
+
+def _canonical(report: Report) -> str:
+    """Say what the sweep `waves` has placed: `516 of 64x64, 4.03w`."""
+    placed = report.get("canonical")
+    return f"{placed['tiles']} of {placed['tile']}, {placed['waves']:.2f}w" if placed else ABSENT
 
 
 def _work_line(report: Report) -> Line:

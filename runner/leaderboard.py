@@ -11,13 +11,14 @@ import itertools
 import math
 import statistics
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from runner import cards, load, record
-from runner.analyse import compare, t_quantile
+from runner.analyse import comparison, t_quantile
 from runner.plan import DEFAULT_SWEEPS, TARGET_CARD
-from runner.schema import HARMLESS, PROTOCOL, Comparison, Record, Status, digest
+from runner.schema import HARMLESS, NOT_RANKED, PROTOCOL, Comparison, Record, Status, digest
+from runner.waves import Occupancy, largest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -44,6 +45,7 @@ class Entry:
     `compared` are the cells of the mean and `launch_bound` those beside it. `gaps` says of every other
     cell why it has no speed-up, and names failures on shapes outside the sweeps. `bound_shares` are shares
     of the roofline in the cells of the mean. `stale` says why the records no longer count, or nothing.
+    `grids` says of each cell with a speed-up how its largest grid fills the card, where its record knows.
     """
 
     solution: str
@@ -56,6 +58,7 @@ class Entry:
     bound_shares: tuple[float, ...]
     flags: dict[str, int]
     stale: str
+    grids: dict[str, Occupancy] = field(default_factory=dict)
 
     @property
     def mean(self) -> Mean | None:
@@ -70,6 +73,12 @@ class Entry:
         if self.gaps:
             return ", ".join(f"{count} {reason}" for reason, count in Counter(self.gaps.values()).items())
         return "" if self.compared else "all launch-bound"
+
+    @property
+    def worst_tail(self) -> str | None:
+        """The cell of the mean whose largest grid leaves most of the card idle, or None."""
+        known = {place: one for place, one in self.grids.items() if place in self.compared}
+        return min(known, key=lambda place: known[place].eta_slot or 0.0, default=None)
 
 
 @dataclass(frozen=True)
@@ -182,7 +191,7 @@ def _shapes(problem: load.Problem) -> dict[str, str]:
 
 
 def _entry(records: list[Record], problem: load.Problem | None, shapes: dict[str, str], root: Path) -> Entry:
-    records.sort(key=lambda one: one.time_utc)
+    records.sort(key=record.recency)
     newest = records[-1]
     stale = _stale(newest, problem, root)
     inside = [one for one in records if stale or shapes.get(_place(one)) == digest(one.cell.shape)]
@@ -195,7 +204,6 @@ def _entry(records: list[Record], problem: load.Problem | None, shapes: dict[str
     speedups = {place: each for place, each in outcomes.items() if isinstance(each, Comparison)}
     apart = {place for place, one in latest.items() if LAUNCH_BOUND in one.flags}
     compared = {place: each for place, each in speedups.items() if place not in apart}
-    shares = [latest[place].roofline.get("share_of_bound") for place in compared]
     flags = Counter(flag for one in latest.values() for flag in one.flags if flag != LAUNCH_BOUND)
     return Entry(
         solution=newest.solution,
@@ -205,9 +213,12 @@ def _entry(records: list[Record], problem: load.Problem | None, shapes: dict[str
         compared=compared,
         launch_bound={place: each for place, each in speedups.items() if place in apart},
         gaps={place: why for place, why in sorted(gaps.items()) if why},
-        bound_shares=tuple(share for share in shares if share is not None),
+        bound_shares=tuple(
+            share for place in compared if (share := _share_of_bound(latest[place])) is not None
+        ),
         flags=dict(sorted(flags.items())),
         stale=stale,
+        grids={place: grid for place in speedups if (grid := largest(latest[place].waves))},
     )
 
 
@@ -230,14 +241,24 @@ def _stale(one: Record, problem: load.Problem | None, root: Path) -> str:
     return ""
 
 
+def _share_of_bound(one: Record) -> float | None:
+    """Return a record's share, or None for anything but a number that can be one: it is any JSON."""
+    share = one.roofline.get("share_of_bound")
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < math.inf:
+        return None
+    return share
+
+
 def _outcome(one: Record) -> Comparison | str:
     """Return a record's speed-up over its headline baseline, or why it has none."""
     if one.status is not Status.PASS:
         return str(one.status)
     if one.timed is None:
         return "not timed"
-    samples = {each.variant: each.times_us for each in one.timed.samples}
+    barred = next((flag for flag in one.flags if flag.startswith(NOT_RANKED)), None)
+    if barred is not None:
+        return barred
     try:
-        return compare(samples["solution"], samples[one.timed.headline], one.timed.headline)
+        return comparison(one.timed, one.timed.headline)
     except (KeyError, ValueError):
         return "not comparable"

@@ -67,7 +67,8 @@ function hintOf(solution, cell) {
   parts.push(`${cell.verdict} against ${cell.baseline}`);
   if (cell.time_us) parts.push(`${cell.time_us.toFixed(1)} µs`);
   if (cell.share_of_bound) parts.push(`${percent(cell.share_of_bound)} of the bound`);
-  if (cell.waves) parts.push(`${cell.programs} programs, ${figures(cell.waves)} waves`);
+  if (cell.waves)
+    parts.push(`${cell.programs} programs, ${cell.programs_per_sm} per SM, ${figures(cell.waves)} waves, tail ${cell.tail}`);
   if (cell.launch_bound) parts.push("launch-bound");
   return parts.join("; ");
 }

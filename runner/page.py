@@ -105,8 +105,10 @@ def _anchor(sources: Sources, problem: str, solution: str) -> str:
 
 
 def _card(board: Board) -> str:
-    known = board.card in cards.card_names()
-    return cards.load_card(board.card).title if known else board.card
+    card = cards.find_card(board.card)
+    if card is None:
+        return board.card
+    return card.title if board.card == card.name else f"{card.sms} SMs of {card.title}"
 
 
 def _link(index: int, board: Board) -> str:
@@ -141,6 +143,7 @@ def _line(place: int | None, entry: Entry, facts: Facts, anchor: str) -> Line:
         Field(f"{figures(worst.speedup)} {safe(facts['worst'])}", worst.speedup) if worst else Field(ABSENT)
     )
     flags = ", ".join(f"{count} {flag}" for flag, count in entry.flags.items())
+    tail = entry.worst_tail
     return {
         "rank": Field(str(place or ABSENT), place),
         "solution": Field(f'<a href="#{anchor}">{name}</a>' if anchor else name, entry.solution),
@@ -150,6 +153,7 @@ def _line(place: int | None, entry: Entry, facts: Facts, anchor: str) -> Line:
         "fast_1": Field(f"{facts['fast_1']} of {facts['compared']}", facts["fast_1"]),
         "worst": slowest,
         "bound": _share(share),
+        "tail": Field(entry.grids[tail].tail, entry.grids[tail].eta_slot) if tail else Field(ABSENT),
         "flags": Field.of(flags or ABSENT),
         "author": Field.of(entry.author or ABSENT),
         "date": Field.of(entry.date),
@@ -234,7 +238,10 @@ def _cell_line(solution: str, cell: Facts) -> Line:
         "time_us": number("time_us", ".2f"),
         "bound": _share(cell.get("share_of_bound")),
         "programs": number("programs", ".0f"),
+        "per SM": number("programs_per_sm", ".0f"),
+        "limited by": Field.of(", ".join(cell.get("limiters", ())) or ABSENT),
         "waves": number("waves", ".2f"),
+        "tail": Field(cell.get("tail", ABSENT), cell.get("eta_slot")),
     }
 
 

@@ -7,9 +7,11 @@ import statistics
 from typing import TYPE_CHECKING, Any
 
 from runner import cards, load, record
+from runner.analyse import times_us
 from runner.plan import TARGET_CARD
 from runner.roofline import attainable_tflops
-from runner.schema import Comparison, Record, digest
+from runner.schema import Comparison, Record, digest, to_json
+from runner.waves import largest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -20,9 +22,8 @@ if TYPE_CHECKING:
 #: Colours and markers that `page.css` and `page.js` have; more solutions than these share them.
 SERIES = 6
 
-#: What a record says of its place under the roof, and of how a grid fills the card.
+#: What a record says of its place under the roof.
 PLACE = ("share_of_bound", "flops", "min_bytes")
-FILLING = ("programs", "programs_per_sm", "waves")
 
 #: Numbers in full, named as in `leaderboard --by shape --format json`; what is not known has no key.
 Facts = dict[str, Any]
@@ -33,7 +34,7 @@ Newest = dict[tuple[str | int, ...], Record]
 def newest(results: Path) -> Newest:
     """Read what `results` holds; lines that are no records are left to `leaderboard.read` to report."""
     records = [one for path in sorted(results.glob("*/*/*.jsonl")) for one in record.read(path)[0]]
-    return {_key(one): one for one in sorted(records, key=lambda one: one.time_utc)}
+    return {_key(one): one for one in sorted(records, key=record.recency)}
 
 
 def board_facts(board: Board, records: Newest, series: Mapping[str, int], root: Path) -> Facts:
@@ -51,9 +52,9 @@ def board_facts(board: Board, records: Newest, series: Mapping[str, int], root: 
 
 
 def _roof(board: Board) -> Facts | None:
-    if board.card not in cards.card_names():
+    card = cards.find_card(board.card)
+    if card is None:
         return None
-    card = cards.load_card(board.card)
     return {"gb_per_s": card.dram_gb_per_s, "tflops": attainable_tflops(card, board.arithmetic)}
 
 
@@ -95,23 +96,15 @@ def _speed(one: Comparison) -> Facts:
 
 def _measured(one: Record) -> Facts:
     """Return the median time, the place under the roof, and how the largest grid fills the card."""
-    times_us = (
-        [each.times_us for each in one.timed.samples if each.variant == "solution"] if one.timed else []
-    )
-    if not times_us:
+    taken_us = times_us(one.timed, "solution") if one.timed else []
+    if not taken_us:
         return {}
-    facts: Facts = {"time_us": statistics.median(times_us[0])}
+    facts: Facts = {"time_us": statistics.median(taken_us)}
     roofline = {name: one.roofline.get(name) for name in PLACE}
     # all or none: a point under the roof needs each of them
     facts |= roofline if all(map(_is_positive, roofline.values())) else {}
-    grids = [{name: grid.get(name) for name in FILLING} for grid in one.waves]
-    known = [grid for grid in grids if all(map(_is_positive, grid.values()))]
-    return facts | (max(known, key=_programs) if known else {})
-
-
-def _programs(grid: Facts) -> float:
-    programs: float = grid["programs"]
-    return programs
+    grid = largest(one.waves)
+    return facts | ({**to_json(grid), "tail": grid.tail} if grid else {})
 
 
 def _is_positive(value: Any) -> bool:

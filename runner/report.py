@@ -11,7 +11,8 @@ import statistics
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from runner.schema import HIDDEN, Checked, Launch, PopulationError, Record, Status, Timed
+from runner.schema import HIDDEN, Checked, Launch, PopulationError, Record, Status, Timed, to_json
+from runner.waves import Occupancy, largest, recorded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -30,17 +31,31 @@ Row = dict[str, Any]
 Line = dict[str, str]
 
 #: Columns that are shortened, in this order, when a line is too long; numbers never are.
-FREE_TEXT = ("flags", "launches", "shape", "solution")
+FREE_TEXT = ("flags", "worst", "kernel", "launches", "shape", "solution")
 #: A reason stands in a column of numbers and must not stretch it.
 REASON_CHARS = 40
-NUMERIC = ("time_us", "eager", "bound", "cells", "passed")
+NUMERIC = (
+    "cold_us",
+    "warm_us",
+    "issue_us",
+    "eager",
+    "bound",
+    "cells",
+    "passed",
+    "tiles",
+    "grid",
+    "per SM",
+    "waves",
+    "tail",
+)
 
 
 def table(records: Iterable[Record], fmt: str = "table") -> str:
     """Show one row per record, in the given order, a table for each problem, card and protocol.
 
-    `json` and `csv` give numbers in full, the other formats as a person reads them. Rows of the card
-    `cpu` have neither times nor speed-ups. Raises ValueError for an unknown format.
+    Below it stands how each launch fills the card, since one line for both fits no terminal. `json` and
+    `csv` give numbers in full, the other formats as a person reads them. Rows of the card `cpu` have
+    neither times nor speed-ups. Raises ValueError for an unknown format.
     """
     if fmt not in FORMATS:
         raise ValueError(f"unknown format {fmt!r}: one of {', '.join(FORMATS)}")
@@ -49,7 +64,7 @@ def table(records: Iterable[Record], fmt: str = "table") -> str:
         return json.dumps(rows, indent=1)
     if fmt == "csv":
         return to_csv(rows)
-    return _per_group(rows, lambda group: [_line(one) for one in group], fmt)
+    return _per_group(rows, lambda group: [_line(one) for one in group], fmt, _wave_lines)
 
 
 def summary(records: Iterable[Record], fmt: str = "table") -> str:
@@ -80,7 +95,7 @@ def row(record: Record) -> Row:
         facts["reason"] = "not checked"
     elif record.card != "cpu":
         facts |= _speed(record.timed, record.roofline) if record.timed else {"reason": "not timed"}
-    return facts | {"flags": list(record.flags)}
+    return facts | {"waves": list(record.waves), "flags": list(record.flags)}
 
 
 def _correctness(checked: Checked) -> Row:
@@ -88,6 +103,7 @@ def _correctness(checked: Checked) -> Row:
         "error_of_budget": max(map(_share_of_budget, checked.errors), default=0.0),
         "kernelbench_close": checked.kernelbench_close,
         "launches": _launches(checked.launches),
+        "launch_facts": [to_json(one) for one in checked.launches],
     }
 
 
@@ -110,21 +126,25 @@ def _launches(launches: Sequence[Launch]) -> str:
 
 def _speed(timed: Timed, roofline: dict[str, Any]) -> Row:
     """Compare the solution with its headline baseline and with eager; without pairs, say why not."""
-    from runner.analyse import compare  # noqa: PLC0415 -- numpy, which a table of a CPU run does not need
+    from runner.analyse import comparison, times_us  # noqa: PLC0415 -- numpy: no table of a CPU run needs it
 
-    samples = {one.variant: one for one in timed.samples}
+    samples = {one.variant: one for one in timed.samples if not one.config.get("pilot")}
     try:
-        mine, best = samples["solution"], samples[timed.headline]
-        ratio = compare(mine.times_us, best.times_us, timed.headline)
-        eager = compare(mine.times_us, samples["eager"].times_us, "eager") if "eager" in samples else None
+        ratio = comparison(timed, timed.headline)
+        eager = comparison(timed, "eager") if "eager" in samples else None
     except (KeyError, ValueError) as error:
         return {"reason": f"no comparison: {error}"}
     share = roofline.get("share_of_bound")
+    mine = samples["solution"]
+    asides = {name: getattr(mine, name) for name in ("warm_us", "issue_us", "steady_us", "graph_us")}
     return {
-        "time_us": statistics.median(mine.times_us),
+        "time_us": statistics.median(times_us(timed, "solution")),
+        **{name: value for name, value in asides.items() if value is not None},
+        "clock": timed.clock,
+        "processes": timed.processes,
         "best": ratio.baseline,
-        "best_us": statistics.median(best.times_us),
-        "best_config": best.config,
+        "best_us": statistics.median(times_us(timed, timed.headline)),
+        "best_config": samples[timed.headline].config,
         "speedup": ratio.speedup,
         "low": ratio.low,
         "high": ratio.high,
@@ -141,7 +161,8 @@ def _line(facts: Row) -> Line:
     def show(name: str, form: Callable[[Any], str]) -> str:
         return form(facts[name]) if name in facts and "reason" not in facts else ABSENT
 
-    shared = {name: facts[name] for name in ("solution", "shape", "arithmetic", "status")}
+    shared = {name: facts[name] for name in ("solution", "shape")}
+    shared |= {"math": facts["arithmetic"], "status": facts["status"]}
     flags = " ".join(facts["flags"]) or ABSENT
     reason = _shorten(facts["reason"], REASON_CHARS) if "reason" in facts else ""
     if facts["card"] == "cpu":
@@ -154,7 +175,8 @@ def _line(facts: Row) -> Line:
         }
     return {
         **shared,
-        "time_us": show("time_us", "{:.2f}".format),
+        "cold_us": show("time_us", "{:.2f}".format),
+        "warm_us": show("warm_us", "{:.2f}".format),
         "best": show("best_us", lambda best_us: f"{facts['best']} {best_us:.2f}"),
         "speedup": reason or _interval(facts),
         "eager": show("speedup_eager", lambda speedup: f"{figures(speedup)}x"),
@@ -167,6 +189,38 @@ def _line(facts: Row) -> Line:
 def _interval(facts: Row) -> str:
     speedup, low, high = (figures(facts[name]) for name in ("speedup", "low", "high"))
     return f"{speedup} [{low}, {high}] {facts['verdict']}"
+
+
+def _wave_lines(rows: list[Row]) -> list[Line]:
+    """Return a line for each distinct launch of each record that places its launches on a card."""
+    return [
+        {
+            "solution": one["solution"],
+            "shape": one["shape"],
+            "arithmetic": one["arithmetic"],
+            "kernel": f"{count}x {kernel}" if count > 1 else kernel,
+            **wave_columns(filled),
+        }
+        for one in rows
+        for (kernel, filled), count in _distinct(recorded(one["waves"]))
+    ]
+
+
+def _distinct(launches: Iterable[tuple[str, Occupancy]]) -> Iterable[tuple[tuple[str, Occupancy], int]]:
+    """Count equal launches, in the order in which they first come; an occupancy has no hash."""
+    found: list[tuple[str, Occupancy]] = list(launches)
+    return [(one, found.count(one)) for at, one in enumerate(found) if found.index(one) == at]
+
+
+def wave_columns(filled: Occupancy) -> Line:
+    """Return how a launch fills its card; `tail` is `eta_slot` and `eta_sm`, between which the cost lies."""
+    return {
+        "grid": str(filled.programs),
+        "per SM": str(filled.programs_per_sm),
+        "limited by": ", ".join(filled.limiters),
+        "waves": figures(filled.waves or 0.0),
+        "tail": filled.tail,
+    }
 
 
 def figures(value: float) -> str:
@@ -189,7 +243,7 @@ def _summary_lines(rows: list[Row]) -> list[Line]:
             "passed": str(passed),
         }
         if cells[0]["card"] != "cpu":
-            line["speedup"] = _mean_speedup(cells, passed)
+            line |= {"speedup": _mean_speedup(cells, passed), "worst tail": _worst_tail(cells)}
         line["others"] = ", ".join(f"{count} {status}" for status, count in statuses.items()) or ABSENT
         lines.append(line)
     return lines
@@ -209,13 +263,32 @@ def _mean_speedup(cells: list[Row], passed: int) -> str:
     return f"{figures(statistics.geometric_mean(timed))} ({len(timed)} of {len(ranked)}{apart})"
 
 
-def _per_group(rows: list[Row], lines: Callable[[list[Row]], list[Line]], fmt: str) -> str:
-    """Render each problem, card and protocol apart: their numbers do not compare."""
+def _worst_tail(cells: list[Row]) -> str:
+    """Return the lowest efficiency of a largest grid, and where; launch-bound cells do not wait for it."""
+    known = {
+        one["shape"]: filled
+        for one in cells
+        if "launch_bound" not in one["flags"] and (filled := largest(one["waves"]))
+    }
+    worst = min(known, key=lambda shape: known[shape].eta_slot or 0.0, default=None)
+    return f"{known[worst].tail} {_shorten(worst, REASON_CHARS)}" if worst else ABSENT
+
+
+def _per_group(
+    rows: list[Row],
+    lines: Callable[[list[Row]], list[Line]],
+    fmt: str,
+    more: Callable[[list[Row]], list[Line]] = lambda _: [],
+) -> str:
+    """Render each problem, card and protocol apart: their numbers do not compare; `more` may stand below."""
     groups: dict[str, list[Row]] = {}
     for one in rows:
         title = f"{one['problem']} on {one['card']}, protocol {one['protocol']}"
         groups.setdefault(_printable(title), []).append(one)
-    rendered = [f"{title}\n\n{render(lines(group), fmt)}" for title, group in groups.items()]
+    rendered = [
+        "\n\n".join([title, *(render(part, fmt) for part in (lines(group), more(group)) if part)])
+        for title, group in groups.items()
+    ]
     return "\n\n".join(rendered) or "no records"
 
 
@@ -258,7 +331,10 @@ def _printable(text: str) -> str:
 
 
 def to_csv(rows: list[Row]) -> str:
-    """Return a header and a line per row; lists are joined, and `ABSENT` marks what a row does not have."""
+    """Return a header and a line per row; `ABSENT` marks what a row does not have.
+
+    Texts of a list are joined, other lists stand as JSON.
+    """
     columns = list(dict.fromkeys(column for one in rows for column in one))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval=ABSENT, lineterminator="\n")
@@ -269,8 +345,8 @@ def to_csv(rows: list[Row]) -> str:
 
 
 def _csv_field(value: Any) -> Any:
-    if isinstance(value, list):
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return " ".join(map(_printable, value)) or ABSENT
-    if isinstance(value, dict):
+    if isinstance(value, (list, dict)):
         return json.dumps(value, sort_keys=True)
     return _printable(value) if isinstance(value, str) else value

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from runner.leaderboard import Board, Entry, Mean, geometric_mean
 from runner.load import BadInput, read_source, unknown
 from runner.report import ABSENT, figures, render, to_csv
+from runner.schema import to_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -102,7 +103,7 @@ def _lines(board: Board) -> list[Line]:
 
 def _line(place: int | None, entry: Entry, cells: int) -> Line:
     passed = len(entry.compared) + len(entry.launch_bound)
-    apart, worst = entry.launch_bound.values(), _worst(entry)
+    apart, worst, tail = entry.launch_bound.values(), _worst(entry), entry.worst_tail
     return {
         "rank": str(place or ABSENT),
         "solution": entry.solution,
@@ -112,6 +113,7 @@ def _line(place: int | None, entry: Entry, cells: int) -> Line:
         "fast_1": f"{_fast(entry)} of {len(entry.compared)}",
         "worst": f"{figures(entry.compared[worst].speedup)} {worst}" if worst else ABSENT,
         "bound": f"{statistics.median(entry.bound_shares):.0%}" if entry.bound_shares else ABSENT,
+        "tail": entry.grids[tail].tail if tail else ABSENT,
         "flags": ", ".join(f"{count} {flag}" for flag, count in entry.flags.items()) or ABSENT,
         "author": entry.author or ABSENT,
         "date": entry.date,
@@ -133,6 +135,8 @@ def _facts(board: Board) -> list[Row]:
             "fast_1": _fast(entry),
             "worst": _worst(entry),
             "share_of_bound": statistics.median(entry.bound_shares) if entry.bound_shares else None,
+            "worst_tail": (tail := entry.worst_tail),
+            "worst_tail_grid": to_json(entry.grids[tail]) if tail else None,
             "gaps": entry.gaps,
             "flags": entry.flags,
             "author": entry.author,
@@ -149,7 +153,9 @@ def _cells(board: Board) -> list[Row]:
         same = _identity(board, entry)
         for shape, one in sorted((entry.compared | entry.launch_bound).items()):
             facts = {"baseline": one.baseline, **_mean_facts(one), "verdict": str(one.verdict)}
-            rows.append({**same, "shape": shape, **facts, "launch_bound": shape in entry.launch_bound})
+            facts |= {"launch_bound": shape in entry.launch_bound}
+            grid = to_json(entry.grids[shape]) if shape in entry.grids else {}
+            rows.append({**same, "shape": shape, **facts, **grid})
         rows += [{**same, "shape": shape, "reason": reason} for shape, reason in entry.gaps.items()]
     return rows
 

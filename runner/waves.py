@@ -6,9 +6,12 @@ other counts for another. Thread block clusters and extra block barriers are not
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
+import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from runner.cards import (
     MAX_REGISTERS_PER_THREAD,
@@ -17,9 +20,10 @@ from runner.cards import (
     WARP_THREADS,
     Card,
 )
+from runner.decode import Malformed, decode
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from runner.schema import Launch
 
@@ -28,6 +32,8 @@ PARTITIONS = 4
 #: Registers are given to a warp, and shared memory to a program, in units of this size.
 REGISTER_UNIT = 256
 SHARED_UNIT_BYTES = 128
+#: Labels of the sweep `waves`: TILE@EDGEw-ROLE.
+_LABEL = re.compile(r"((\d{1,4})x(\d{1,4})@[\d.]{1,8}w)-(\w+)")
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,19 @@ class Occupancy:
     waves: float | None
     eta_slot: float | None
     eta_sm: float | None
+
+    @property
+    def sms(self) -> int | None:
+        """The SMs of the card, as `waves` counts them; None where nothing runs."""
+        return round(self.programs / (self.waves * self.programs_per_sm)) if self.waves else None
+
+    @property
+    def tail(self) -> str:
+        """The two efficiencies in per cent as one column, `24-97%`; a dash where nothing runs."""
+        if self.eta_slot is None or self.eta_sm is None:
+            return "-"
+        low, high = f"{100 * self.eta_slot:.0f}", f"{100 * self.eta_sm:.0f}"
+        return f"{low}%" if low == high else f"{low}-{high}%"
 
 
 def occupancy(threads: int, registers: int, shared_bytes: int, grid: Sequence[int], card: Card) -> Occupancy:
@@ -89,6 +108,49 @@ def launch_occupancy(launch: Launch, card: Card) -> Occupancy | None:
         return None
     threads = launch.num_warps * WARP_THREADS
     return occupancy(threads, launch.registers, launch.shared_bytes, launch.grid, card)
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a label of the sweep `waves` says: `128x64@2w-over` is a role on the stairs `128x64@2w`.
+
+    The canonical tile is `block_m` output pixels by `block_n` channels; a kernel may have another.
+    """
+
+    stairs: str
+    name: str
+    block_m: int
+    block_n: int
+
+
+def role(label: str) -> Role | None:
+    """Read a label of the sweep `waves`; None for one that says nothing of a wave."""
+    found = _LABEL.fullmatch(label)
+    return Role(found[1], found[4], int(found[2]), int(found[3])) if found else None
+
+
+def recorded(launches: Iterable[dict[str, Any]]) -> Iterator[tuple[str, Occupancy]]:
+    """Yield kernel and occupancy of a record's launches that run on its card.
+
+    What stands there may be any JSON: what is no occupancy, or contradicts itself, is passed over.
+    """
+    for launch in launches:
+        with contextlib.suppress(Malformed):
+            # a record that was just made holds tuples where one that was read holds lists
+            one: Occupancy = decode(Occupancy, json.loads(json.dumps(launch)))
+            if _is_sound(one):
+                yield str(launch.get("kernel", "")), one
+
+
+def _is_sound(one: Occupancy) -> bool:
+    if not 0 < one.programs < 2**63 or one.programs_per_sm < 1 or not one.waves or one.waves < 0:
+        return False
+    return one.eta_slot is not None and one.eta_sm is not None and 0 < one.eta_slot <= one.eta_sm <= 1
+
+
+def largest(launches: Iterable[dict[str, Any]]) -> Occupancy | None:
+    """Return the occupancy of a record's largest grid, or None where none is known."""
+    return max((one for _, one in recorded(launches)), key=lambda one: one.programs, default=None)
 
 
 def efficiency(programs: int, slots: int) -> float:

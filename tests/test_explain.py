@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from runner.cards import load_card
 from runner.explain_table import render
 from runner.load import find_problem, find_solution
 from runner.retarget import Compiled, Forward
-from runner.schema import Cell, Launch
+from runner.schema import Cell, Launch, Record
 
 PROBLEM = find_problem("convtranspose2d")
 GATHER = find_solution("gather_gemm", "convtranspose2d")
@@ -42,6 +43,12 @@ def recorded_launches(solution: str) -> dict[tuple[str, str], tuple[Launch, ...]
         for each in records
         if each.checked is not None
     }
+
+
+def recorded_record(solution: str) -> Record:
+    """Return some record that was checked."""
+    records, _ = record.read(ROOT / "results" / "h100_sxm" / "convtranspose2d" / f"{solution}.jsonl")
+    return next(each for each in records if each.checked is not None)
 
 
 def test_the_documented_command_agrees_with_the_owners_measurement(tmp_path: Path) -> None:
@@ -148,6 +155,78 @@ def test_a_tail_is_computed_unless_the_kernel_is_persistent(monkeypatch: pytest.
         assert launch["persistent"] is persistent
         assert (launch["eta_slot"] is None) is persistent
     assert launch["eta_slot"] == 1.0
+
+
+WHILE = """
+import triton
+import triton.language as tl
+
+@triton.jit
+def kernel(x, tiles, PROGRAMS: tl.constexpr):
+    i = tl.program_id(0)
+    count = tl.num_programs(0)
+    while i < tiles:
+        tl.store(x + i, i)
+        i += STEP
+"""
+
+
+@pytest.mark.parametrize(
+    ("step", "persistent"),
+    [("PROGRAMS", True), ("count", True), ("tl.num_programs(0)", True), ("1", False), ("tiles", False)],
+)
+def test_a_while_that_strides_over_the_grid_is_seen(step: str, persistent: bool) -> None:
+    made = changed(constants={"PROGRAMS": 128})
+    assert explain.strides_by_while(WHILE.replace("STEP", step), made) is persistent
+    assert not explain.strides_by_while(WHILE.replace("STEP", step), changed(kernel="another"))
+
+
+def test_a_stride_that_is_not_the_grid_is_no_loop_over_tiles() -> None:
+    assert not explain.strides_by_while(WHILE.replace("STEP", "PROGRAMS"), changed(constants={"PROGRAMS": 8}))
+
+
+def test_tiles_of_the_sweep_stand_beside_the_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(explain, "retarget", lambda *_: [Forward(0, 0, "3.9.0", (FITTING,), {}, 0)])
+    over = cell("waves", "128x128@2w-over")
+    (report,) = explain.explain(PROBLEM, [GATHER], [over], [RTX4090], 1.0)
+    assert report["canonical"] == {"tile": "128x128", "role": "over", "tiles": 260, "waves": 260 / 128}
+    assert "260 of 128x128, 2.03w" in render([report], "table")
+    assert "canonical" not in render([report_of(monkeypatch, FITTING)], "table")
+
+
+@pytest.mark.parametrize(
+    ("version", "ran"), [("3.9.0", [False, True, False]), ("3.6.0", [False, True, True])]
+)
+def test_a_record_tells_which_configuration_ran(
+    monkeypatch: pytest.MonkeyPatch, version: str, ran: list[bool]
+) -> None:
+    """Registers tell two of the same grid and warps apart, but only of one version of Triton."""
+    known = recorded_record("gather_gemm")
+    shape = cell("kernelbench", "81")
+    seen = Launch("kernel", (128, 1, 1), 4, 64, 0, 16384)
+    assert known.checked is not None
+    one = replace(
+        known,
+        problem_digest=PROBLEM.digest,
+        solution_digest=GATHER.digest,
+        cell=shape,
+        card="rtx4090",
+        environment={"triton": version},
+        checked=replace(known.checked, launches=(seen,)),
+    )
+    configurations = [
+        changed(choice=1, choices=3, num_warps=8),
+        changed(choice=2, choices=3),
+        changed(choice=3, choices=3, registers=96),
+    ]
+    forward = Forward(0, 0, "3.9.0", tuple(configurations), {}, 0)
+    monkeypatch.setattr(explain, "retarget", lambda *_: [forward])
+    for records, expected in (([one], ran), ([], [None] * 3), ([replace(one, card="h200")], [None] * 3)):
+        (report,) = explain.explain(PROBLEM, [GATHER], [shape], [RTX4090], 1.0, records)
+        assert [launch["ran"] for launch in report["launches"]] == expected
+    (report,) = explain.explain(PROBLEM, [GATHER], [shape], [RTX4090], 1.0, [one])
+    assert "kernel (1 of 3, did not run)" in render([report], "table")
+    assert "kernel (2 of 3, ran)" in render([report], "table")
 
 
 def test_an_undeclared_cell_is_skipped_without_a_process(monkeypatch: pytest.MonkeyPatch) -> None:

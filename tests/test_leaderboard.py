@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner import cli, leaderboard, load, record, standings
+from runner.cards import load_card
 from runner.schema import (
     HIDDEN,
     PROTOCOL,
@@ -27,7 +28,9 @@ from runner.schema import (
     Status,
     Timed,
     Verdict,
+    to_json,
 )
+from runner.waves import occupancy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -194,6 +197,29 @@ def test_the_newest_record_of_a_cell_counts(root: Path) -> None:
     assert entry(found).date == "2026-02-01"
 
 
+def test_a_pass_does_not_outlive_a_later_failure_of_the_same_texts(root: Path) -> None:
+    passed = [made(root, "quick", p) for p in PLACES]
+    later = made(root, "quick", PLACES[0], status=Status.WRONG, time_utc="2026-02-01T00:00:00+00:00")
+    assert ranks(board(root, [*passed, later])) == [(None, "quick", "1 WRONG")]
+
+
+@pytest.mark.parametrize("driver", ["", "new"])
+def test_an_error_of_the_harness_does_not_hide_an_earlier_verdict(root: Path, driver: str) -> None:
+    passed = [made(root, "quick", p) for p in PLACES]
+    later = {"time_utc": "2026-02-01T00:00:00+00:00", "environment": {"driver": driver} if driver else {}}
+    found = board(root, [*passed, made(root, "quick", PLACES[0], status=Status.ERROR, **later)])
+    assert ranks(found) == [(1, "quick", "")]
+    assert entry(found).date == "2026-01-02"
+
+
+@pytest.mark.parametrize("share", ["0.9", True, None, [0.9], {}, -1.0, 0, math.inf])
+def test_a_share_of_the_bound_that_is_none_is_not_shown(root: Path, share: object) -> None:
+    records = [made(root, "quick", p, roofline={"share_of_bound": 0.5}) for p in PLACES]
+    records[0] = replace(records[0], roofline={"share_of_bound": share})
+    one = leaderboard._entry(records, None, {}, root)
+    assert one.bound_shares == (0.5,) * (len(PLACES) - 1)
+
+
 def test_launch_bound_cells_stand_apart_from_the_mean(root: Path) -> None:
     records = [made(root, "quick", p, 2.0) for p in PLACES[:4]]
     records += [made(root, "quick", p, 8.0, flags=("launch_bound", "bimodal")) for p in PLACES[4:]]
@@ -327,6 +353,32 @@ def test_fast_1_counts_lower_bounds(root: Path) -> None:
     assert row["fast_1"] == len(PLACES) - 1
     assert row["worst"] == PLACES[-1]
     assert row["share_of_bound"] == 0.5
+
+
+def test_the_worst_tail_is_that_of_a_cell_in_the_mean(root: Path) -> None:
+    card = load_card("rtx4090")
+    programs = dict(zip(PLACES, (256, 300, 257, 1, 10_000, 128), strict=True))
+    grids = {
+        place: ({"kernel": "k", **to_json(occupancy(128, 196, 16384, (n,), card))},)
+        for place, n in programs.items()
+    }
+    tiny = min(programs, key=lambda place: programs[place])
+    found = board(
+        root,
+        [
+            made(root, "quick", place, waves=grids[place], flags=("launch_bound",) * (place == tiny))
+            for place in PLACES
+        ],
+    )
+    one = entry(found)
+    assert one.worst_tail == PLACES[5]
+    assert one.grids.keys() == set(PLACES)
+    assert "50-100%" in standings.show([found])
+    (row,) = json.loads(standings.show([found], "json"))
+    assert (row["worst_tail"], row["worst_tail_grid"]["eta_slot"]) == (PLACES[5], 0.5)
+    cells = {row["shape"]: row for row in json.loads(standings.show([found], "json", "shape"))}
+    assert {place: row["programs"] for place, row in cells.items()} == programs
+    assert all(row["waves"] == programs[place] / 256 for place, row in cells.items())
 
 
 def test_every_format_shows_every_entry(root: Path) -> None:

@@ -15,7 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner import cli, leaderboard, load, page, page_data, page_html, record, standings
-from runner.schema import PROTOCOL, SCHEMA, Cell, Checked, Failed, Record, Samples, Status, Timed
+from runner.cards import load_card
+from runner.schema import PROTOCOL, SCHEMA, Cell, Checked, Failed, Record, Samples, Status, Timed, to_json
+from runner.waves import occupancy
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -102,6 +104,12 @@ def around(time_us: float, noise: float) -> tuple[float, ...]:
     return tuple(time_us * (1 + noise * (n % 3 - 1)) for n in range(ROUNDS))
 
 
+def grid_of(programs: int) -> dict[str, Any]:
+    """Fill an RTX 4090 with programs that leave no room for a second one on an SM."""
+    filled = occupancy(128, 32, 99 * 1024, (programs,), load_card("rtx4090"))
+    return {"kernel": "add_kernel", **to_json(filled)}
+
+
 def made(root: Path, solution: str, place: str, speedup: float, **changes: Any) -> Record:
     """Make a record of the files under `root` as they are; `status` may say that it failed."""
     sweep, label = place.split("/")
@@ -135,7 +143,7 @@ def made(root: Path, solution: str, place: str, speedup: float, **changes: Any) 
         timed=Timed(tuple(samples), baseline, ROUNDS, 0, ROUNDS, 1.0) if passed else None,
         comparisons=(),
         roofline={"share_of_bound": speedup / 10, "flops": size * 10**6, "min_bytes": 10**5},
-        waves=({"programs": size, "programs_per_sm": 1, "waves": size / 128},),
+        waves=(grid_of(size),),
         flags=("launch_bound",) if place.endswith("layer2") else (),
     )
     return replace(one, **changes)
@@ -256,6 +264,7 @@ def test_a_point_has_its_time_its_place_under_the_roof_and_its_waves(root: Path)
     assert cell["time_us"] == pytest.approx(100 / cell["speedup"])
     assert (cell["flops"], cell["min_bytes"], cell["share_of_bound"]) == (129e6, 1e5, pytest.approx(0.22))
     assert (cell["programs"], cell["programs_per_sm"], cell["waves"]) == (129, 1, 129 / 128)
+    assert (cell["limiters"], cell["tail"]) == (["shared"], "50%")
     assert tf32["roof"] == {"gb_per_s": 1008.0, "tflops": pytest.approx(82.6, rel=0.01)}
 
 
@@ -284,7 +293,7 @@ def test_a_record_may_say_anything_of_roof_and_waves(root: Path, junk: Any) -> N
     place = "kernelbench/1"
     odd = made(root, "slow", place, 2.0, time_utc="2026-01-03T00:00:00+00:00")
     roofline = {"share_of_bound": 0.1, "flops": junk, "min_bytes": 1}
-    grid = {"programs": junk, "programs_per_sm": 1, "waves": 0.5}
+    grid = grid_of(7) | {"programs": junk}
     odd = replace(odd, roofline=roofline, waves=(grid, {}))
     records = page_data.newest(root / "results")
     data = page.render(boards_of(root), {**records, page_data._key(odd): odd}, root)

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runner import report
+from runner.cards import load_card
 from runner.schema import (
     PROTOCOL,
     SCHEMA,
@@ -28,7 +29,9 @@ from runner.schema import (
     Status,
     Timed,
     Verdict,
+    to_json,
 )
+from runner.waves import occupancy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -98,6 +101,12 @@ def record(**changes: object) -> Record:
     return replace(base, **changes)  # type: ignore[arg-type]
 
 
+def placed(*programs: int, kernel: str = "phase_kernel") -> tuple[dict[str, object], ...]:
+    """Say of a record's launches how they fill an H200: two programs on each of 132 SMs."""
+    h200 = load_card("h200")
+    return tuple({"kernel": kernel, **to_json(occupancy(128, 184, 32768, (n,), h200))} for n in programs)
+
+
 def failed(
     status: Status = Status.WRONG, reason: str = "values differ at [0, 1]", **changes: object
 ) -> Record:
@@ -116,13 +125,14 @@ def cells(text: str, line: int) -> list[str]:
 
 def test_a_gpu_row() -> None:
     text = report.table([record(flags=("clock",))])
-    assert text.splitlines()[0] == "convtranspose2d on h200, protocol 1"
+    assert text.splitlines()[0] == f"convtranspose2d on h200, protocol {PROTOCOL}"
     columns = [
         "solution",
         "shape",
-        "arithmetic",
+        "math",
         "status",
-        "time_us",
+        "cold_us",
+        "warm_us",
         "best",
         "speedup",
         "eager",
@@ -130,9 +140,44 @@ def test_a_gpu_row() -> None:
     ]
     assert cells(text, -2) == [*columns, "error", "flags"]
     assert cells(text, 0) == [
-        *("phase_gemm", "kernelbench/81", "tf32", "PASS", "100.00", "cudnn 183.00"),
+        *("phase_gemm", "kernelbench/81", "tf32", "PASS", "100.00", "-", "cudnn 183.00"),
         *("1.83 [1.83, 1.83] FASTER", "2.50x", "82%", "0.31", "clock"),
     ]
+
+
+def test_launches_stand_below_the_rows_of_a_gpu() -> None:
+    times, launches = report.table([record(waves=placed(265, 132, 132)), record(solution="other")]).split(
+        "\n\n"
+    )[1:]
+    assert "other" in times
+    header, _, *lines = launches.splitlines()
+    columns = ["solution", "shape", "arithmetic", "kernel", "grid", "per SM", "limited by", "waves", "tail"]
+    assert re.split(r" {2,}", header) == columns
+    assert [re.split(r" {2,}", line)[3:] for line in lines] == [
+        ["phase_kernel", "265", "2", "registers", "1.00", "50-67%"],
+        ["2x phase_kernel", "132", "2", "registers", "0.50", "50-100%"],
+    ]
+
+
+def test_the_summary_names_the_worst_tail_of_what_is_not_launch_bound() -> None:
+    small = Cell("layers", "small", {}, "fp32", "tf32")
+    many = [
+        record(waves=placed(263)),
+        record(waves=placed(5, 265), cell=small),
+        record(waves=placed(1), flags=("launch_bound",)),
+    ]
+    assert summary_cells(many)[0][-2:] == ["50-67% layers/small", "-"]
+
+
+def test_json_has_the_launches_and_their_waves_in_full() -> None:
+    launch = {"kernel": "phase_kernel", "grid": [12, 4, 1], "num_warps": 4}
+    waves = placed(265)
+    for one in (record(waves=waves), cpu(record())):
+        (row,) = json.loads(report.table([one], "json"))
+        assert launch.items() <= row["launch_facts"][0].items()
+        assert row["waves"] == json.loads(json.dumps(one.waves))
+    (row,) = csv.DictReader(io.StringIO(report.table([record(waves=waves)], "csv")))
+    assert json.loads(row["waves"])[0]["eta_slot"] == 265 / 528
 
 
 def test_a_cpu_row() -> None:
@@ -148,7 +193,7 @@ def test_a_cpu_row() -> None:
 @pytest.mark.parametrize("status", [status for status in Status if status is not Status.PASS])
 def test_a_failure_has_a_reason_in_place_of_numbers(status: Status) -> None:
     gpu = cells(report.table([failed(status, checked=CHECKED)]), 0)
-    assert gpu[3:] == [status, "-", "-", "values differ at [0, 1]", "-", "-", "-", "-"]
+    assert gpu[3:] == [status, "-", "-", "-", "values differ at [0, 1]", "-", "-", "-", "-"]
     on_cpu = cells(report.table([cpu(failed(status, checked=CHECKED))]), 0)
     assert on_cpu[3:] == [status, "values differ at [0, 1]", "-", "-", "-"]
 
@@ -168,7 +213,7 @@ def test_a_failure_has_a_reason_in_place_of_numbers(status: Status) -> None:
 )
 def test_whatever_has_no_speedup_says_why(one: Record, reason: str) -> None:
     assert report.row(one).keys().isdisjoint({"time_us", "speedup", "best_us", "share_of_bound"})
-    assert cells(report.table([one]), 0)[6].startswith(reason)
+    assert cells(report.table([one]), 0)[7].startswith(reason)
 
 
 def test_the_speedup_comes_from_the_samples_and_not_from_the_stored_comparison() -> None:
@@ -220,11 +265,11 @@ def test_cards_problems_and_protocols_never_share_a_table() -> None:
     text = report.table([record(), *others, record(solution="last")])
     titles = [line for line in text.splitlines() if "protocol" in line]
     assert titles == [
-        "convtranspose2d on h200, protocol 1",
-        "convtranspose2d on rtx4090, protocol 1",
-        "conv2d on h200, protocol 1",
-        "convtranspose2d on h200, protocol 2",
-        "convtranspose2d on cpu, protocol 1",
+        f"convtranspose2d on h200, protocol {PROTOCOL}",
+        f"convtranspose2d on rtx4090, protocol {PROTOCOL}",
+        f"conv2d on h200, protocol {PROTOCOL}",
+        f"convtranspose2d on h200, protocol {PROTOCOL + 1}",
+        f"convtranspose2d on cpu, protocol {PROTOCOL}",
     ]
     assert cells(text, 1)[0] == "last"
 
@@ -254,7 +299,7 @@ def test_github_escapes_what_would_break_the_table() -> None:
     text = report.table([failed(reason="a | b <script>")], "github")
     assert r"a \| b &lt;script>" in text
     lines = text.splitlines()[2:]
-    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {12}
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {13}
 
 
 def test_terminal_codes_are_disarmed() -> None:
@@ -303,6 +348,8 @@ def records(draw: st.DrawFn) -> Record:
         "comparisons": (Comparison("cudnn", 8888 / 7777, 1.1, 1.2, Verdict.FASTER, 24),),
         "roofline": {"bound_us": 6666.0, "share_of_bound": 6666.0 / 7777.0},
     }
+    if changes["card"] != "cpu":
+        changes["waves"] = placed(*draw(st.lists(st.integers(1, 2**40), max_size=3)), kernel=draw(words))
     if draw(st.booleans()):
         return failed(draw(st.sampled_from([Status.WRONG, Status.NOT_COVERED])), draw(words), **changes)
     return record(**changes)
@@ -332,7 +379,7 @@ digitless = st.text(st.characters(blacklist_categories=["N"]), max_size=10).filt
 @settings(max_examples=100, deadline=None)
 def test_a_cpu_record_never_shows_a_time_or_a_speedup(one: Record, name: str, fmt: str) -> None:
     cell = replace(one.cell, sweep=name, label=name)
-    one = replace(one, card="cpu", solution=name, cell=cell, flags=(), checked=CHECKED)
+    one = replace(one, card="cpu", solution=name, cell=cell, flags=(), checked=CHECKED, waves=())
     if one.failed:
         one = replace(one, failed=replace(one.failed, reason=name))
     for text in (report.table([one], fmt), report.summary([one], "github" if fmt == "github" else "table")):
@@ -369,11 +416,11 @@ def test_the_summary_ranks_only_what_passed_everywhere() -> None:
         record(solution="tiny", timed=eight, flags=("launch_bound",)),
     ]
     assert summary_cells(many) == [
-        ["phase_gemm", "tf32", "2", "2", "4.00 (2 of 2)", "-"],
-        ["phase_gemm", "fp16", "3", "1", "unranked: 2 of 3 did not pass", "1 WRONG, 1 TIMEOUT"],
-        ["check_only", "tf32", "1", "1", "unranked: 0 of 1 compared", "-"],
-        ["small", "tf32", "2", "2", "2.00 (1 of 1, 1 launch-bound apart)", "-"],
-        ["tiny", "tf32", "1", "1", "unranked: 0 of 0 compared, 1 launch-bound apart", "-"],
+        ["phase_gemm", "tf32", "2", "2", "4.00 (2 of 2)", "-", "-"],
+        ["phase_gemm", "fp16", "3", "1", "unranked: 2 of 3 did not pass", "-", "1 WRONG, 1 TIMEOUT"],
+        ["check_only", "tf32", "1", "1", "unranked: 0 of 1 compared", "-", "-"],
+        ["small", "tf32", "2", "2", "2.00 (1 of 1, 1 launch-bound apart)", "-", "-"],
+        ["tiny", "tf32", "1", "1", "unranked: 0 of 0 compared, 1 launch-bound apart", "-", "-"],
     ]
 
 

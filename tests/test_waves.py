@@ -1,6 +1,7 @@
 """Occupancy against NVIDIA's own calculator, waves and efficiencies against counting."""
 
 import importlib.util
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner.cards import RESERVED_SHARED_BYTES, load_card
-from runner.schema import Launch
-from runner.waves import efficiency, launch_occupancy, occupancy
+from runner.load import find_problem, problem_names
+from runner.schema import Launch, to_json
+from runner.waves import efficiency, largest, launch_occupancy, occupancy, recorded, role
 
 RTX4090 = load_card("rtx4090")
 INPUTS_PER_CARD = 25_000
@@ -183,3 +185,59 @@ def test_a_recorded_launch_is_placed_and_an_interpreted_one_is_not():
     assert launch_occupancy(launch, RTX4090) == occupancy(128, 196, 16384, (50721, 1, 1), RTX4090)
     interpreted = Launch("kernel", (8, 1, 1), num_warps=4, registers=None, spills=None, shared_bytes=None)
     assert launch_occupancy(interpreted, RTX4090) is None
+
+
+@given(st.integers(1, 1024), st.integers(1, 255), st.integers(0, 101_376), st.integers(1, 10**6))
+def test_a_recorded_occupancy_is_read_back(threads, registers, shared_bytes, programs):
+    found = occupancy(threads, registers, shared_bytes, (programs, 1, 1), RTX4090)
+    through_json = json.loads(json.dumps({"kernel": "k", **to_json(found)}))
+    fits = found.programs_per_sm > 0
+    assert list(recorded([through_json])) == ([("k", found)] if fits else [])
+    assert found.sms == (128 if fits else None)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=5), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@given(st.sampled_from([*to_json(occupancy(128, 32, 0, (1,), RTX4090))]), json_values)
+def test_whatever_a_record_says_a_table_can_show_it_or_passes_it_over(name, value):
+    whole = to_json(occupancy(128, 196, 16384, (300,), RTX4090))
+    filled = largest(json.loads(json.dumps([whole | {name: value}])))
+    if filled is not None:
+        assert 0 < filled.eta_slot <= filled.eta_sm <= 1
+        assert filled.sms is not None
+        assert "%" in filled.tail
+
+
+def test_the_largest_grid_speaks_for_a_record():
+    grids = [to_json(occupancy(128, 196, 16384, (n,), RTX4090)) for n in (3, 300, 30)]
+    found = largest(grids)
+    assert found is not None
+    assert found.programs == 300
+    assert largest([]) is None
+
+
+@pytest.mark.parametrize(
+    ("programs", "tail"), [(128, "50-100%"), (256, "100%"), (257, "50-67%"), (0, "-"), (1, "0-1%")]
+)
+def test_a_tail_is_one_column(programs, tail):
+    assert occupancy(128, 196, 16384, (programs,), RTX4090).tail == tail
+
+
+@pytest.mark.parametrize("name", problem_names())
+def test_every_label_of_a_sweep_of_waves_names_its_role(name):
+    """What the label says of the canonical tile gives as many tiles as its role asks for."""
+    problem = find_problem(name)
+    for label, shape in problem.sweeps(128).get("waves", {}).items():
+        known = role(label)
+        assert known is not None, label
+        assert label == f"{known.stairs}-{known.name}"
+        edge_tiles = float(known.stairs.partition("@")[2].removesuffix("w")) * 128
+        tiles = problem.outline.tiles(problem.shape(shape), known.block_m, known.block_n)
+        agrees = {"full": tiles == edge_tiles, "under": tiles < edge_tiles}
+        assert agrees.get(known.name, tiles > edge_tiles), label
+    assert role("dcgan-up3-b16") is None
