@@ -1,0 +1,303 @@
+"""The solutions of conv1d, conv2d and conv3d against float64 in Triton's interpreter, and their plans.
+
+Triton reads TRITON_INTERPRET when it is imported, and the session that runs this file may have imported
+it already. So one child, this file run as a script, computes all cases, and the tests read its answer.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from unittest import mock
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import ModuleType
+
+ROOT = Path(__file__).parents[1] / "solutions"
+SOLUTIONS = "implicit_gemm", "channels_last_gemm"
+LAYERS: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+BUDGETS = {"tf32": 4e-4, "fp32": 1e-6, "fp16": 5e-4}
+#: The interpreter computes every dot in fp32, so only what rounds by itself has something to show in tf32.
+RUNS = [("implicit_gemm", "fp32"), ("implicit_gemm", "fp16"), *(("channels_last_gemm", a) for a in BUDGETS)]
+
+
+class Case(NamedTuple):
+    """A layer and the input it is given: as many axes as `size` has."""
+
+    in_channels: int
+    out_channels: int
+    size: tuple[int, ...]
+    kernel_size: Any
+    stride: Any = 1
+    padding: Any = 0
+    dilation: Any = 1
+    groups: int = 1
+    bias: bool = False
+    batch: int = 1
+
+    @property
+    def layer(self) -> tuple[Any, ...]:
+        """The arguments of `ModelNew`."""
+        return self.in_channels, self.out_channels, *self[3:9]
+
+
+CASES = {
+    "one position": Case(1, 1, (1,), 1),
+    "a tile ends in a signal": Case(3, 5, (43,), 3, 1, 1, bias=True, batch=3),
+    "strided and dilated": Case(5, 6, (41,), 3, 3, 2, 4, batch=2),
+    "taps in blocks": Case(9, 4, (70,), 60, bias=True),
+    "one pixel": Case(3, 2, (4, 3), (4, 3), batch=2),
+    "axes differ": Case(5, 6, (9, 8), (2, 3), (3, 2), (0, 1), (1, 2), bias=True),
+    "groups": Case(6, 9, (5, 6), 3, 2, 1, groups=3, bias=True),
+    "channels past one step": Case(40, 17, (3, 5), (1, 2), padding=(0, 1)),
+    "padding beyond the kernel": Case(3, 4, (3, 2), 2, 2, 3, bias=True),
+    "depthwise": Case(5, 5, (4, 6), 3, 1, 1, groups=5),
+    "one voxel": Case(1, 1, (1, 1, 1), 1),
+    "three axes differ": Case(3, 6, (6, 9, 8), (1, 2, 3), (2, 3, 1), (0, 1, 2), (1, 3, 2), bias=True),
+    "three axes in groups": Case(4, 6, (3, 4, 3), 2, 1, 1, groups=2, batch=2),
+}
+
+
+def random_case(rng: random.Random, axes: int) -> Case:
+    """Draw a layer with a small output, from everything that the constructor takes."""
+    while True:
+        groups = rng.choice((1, 1, 2, 3))
+        draw = [[rng.randint(*span) for _ in range(axes)] for span in ((1, 3), (1, 3), (0, 3), (1, 3))]
+        case = Case(
+            groups * rng.randint(1, 5),
+            groups * rng.randint(1, 9),
+            tuple(rng.randint(1, 24 // axes) for _ in range(axes)),
+            *(tuple(values) if axes > 1 else values[0] for values in draw),
+            groups=groups,
+            bias=rng.random() < 0.5,
+            batch=rng.randint(1, 2),
+        )
+        axis = zip(case.size, *draw, strict=True)
+        sides = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axis]
+        if min(sides) > 0 and math.prod(sides) < 200:
+            return case
+
+
+@functools.cache
+def load(axes: int, name: str) -> ModuleType:
+    """Return a solution's module; its folder is not a package."""
+    spec = importlib.util.spec_from_file_location(f"conv{axes}d_{name}", ROOT / f"conv{axes}d" / f"{name}.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def poisoned() -> Iterator[None]:
+    """Make `torch.empty` return NaN, so that an element left unwritten shows."""
+    empty = torch.empty
+
+    def nan(*size: Any, **options: Any) -> torch.Tensor:
+        return empty(*size, **options).fill_(float("nan"))
+
+    with mock.patch.object(torch, "empty", nan):
+        yield
+
+
+@contextmanager
+def forced(module: ModuleType, *, copy: bool) -> Iterator[None]:
+    """Make channels_last_gemm reduce one tap a step in three parts, from its copy or in place."""
+    tiles = module.tiles
+
+    def in_parts(*facts: Any) -> dict[str, Any]:
+        tile: dict[str, Any] = tiles(*facts)
+        return tile | {"PARTS": 3, "BM": 64, "BN": 64, "SWAP": copy and not facts[3]}
+
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(module, "copies_input", return_value=copy))
+        stack.enter_context(mock.patch.object(module, "patch", return_value=1))
+        stack.enter_context(mock.patch.object(module, "tiles", in_parts))
+        yield
+
+
+def measure(module: ModuleType, case: Case, arithmetic: str) -> dict[str, Any]:
+    """Run one solution on one case: its error, and the properties of its output."""
+    torch.backends.cudnn.allow_tf32 = arithmetic == "tf32"
+    dtype = torch.float16 if arithmetic == "fp16" else torch.float32
+    torch.manual_seed(0)
+    axes = len(case.size)
+    layer = LAYERS[axes](*case.layer).to(dtype)
+    size = case.batch, case.in_channels, *case.size
+    # NaN on either side, so that a value from outside x shows even where its weight is zero
+    x = torch.full((64 + math.prod(size) + 64,), float("nan"), dtype=dtype)[64:-64].view(size).normal_()
+    model = module.ModelNew(*case.layer).to(dtype)
+    model.load_state_dict({f"conv{axes}d.{name}": value for name, value in layer.state_dict().items()})
+    before = x.clone()
+    with torch.no_grad(), poisoned():
+        y = model(x)
+        truth = layer.double()(x.double())
+    return {
+        "error": ((y.double() - truth).norm() / truth.norm().clamp(min=1e-30)).item(),
+        "unwritten": int(y.isnan().sum()),
+        "form": y.shape == truth.shape and y.dtype == dtype and y.is_contiguous(),
+        "untouched": torch.equal(x, before),
+    }
+
+
+def reloaded(axes: int, module: ModuleType) -> list[bool]:
+    """Say, twice for each of three sets of weights, whether the answer is that of the newest."""
+    torch.backends.cudnn.allow_tf32 = False
+    case = Case(3, 4, (5,) * axes, 2, bias=True)
+    layer, x = LAYERS[axes](*case.layer), torch.randn(1, 3, *case.size)
+    model = module.ModelNew(*case.layer)
+    answers = []
+    with torch.no_grad():
+        for seed, prepared in ((1, True), (2, False), (3, True)):
+            torch.manual_seed(seed)
+            for name, value in layer.state_dict().items():
+                value.normal_()
+                target = model.get_parameter(f"conv{axes}d.{name}")
+                # `data` hides the write from autograd's version counter, so that only `prepare` can tell
+                (target.data if prepared else target).copy_(value)
+            if prepared and hasattr(model, "prepare"):
+                model.prepare()
+            first, second = model(x), model(x)
+            assert first.data_ptr() != second.data_ptr()
+            answers += [torch.allclose(y, layer(x), atol=1e-5) for y in (first, second)]
+    return answers
+
+
+def child() -> None:
+    """Print the answers to all cases as JSON."""
+    torch.set_num_threads(1)
+    rng = random.Random(20)  # noqa: S311  # cases, not secrets
+    cases = CASES | {f"random {axes}-{i}": random_case(rng, axes) for axes in LAYERS for i in range(3)}
+    rows = []
+    for label, case in cases.items():
+        axes, row = len(case.size), {"label": label, "case": repr(case)}
+        for name, arithmetic in RUNS if label in CASES else [("channels_last_gemm", "fp32")]:
+            answer = measure(load(axes, name), case, arithmetic)
+            rows.append(row | {"solution": name, "arithmetic": arithmetic} | answer)
+        for copy, arithmetic in ((True, "tf32"), (False, "fp32")):
+            module = load(axes, "channels_last_gemm")
+            with forced(module, copy=copy):
+                answer = measure(module, case, arithmetic)
+            forms = {"solution": "channels_last_gemm", "arithmetic": arithmetic, "copied": copy}
+            rows.append(row | forms | answer)
+    answers = {f"{axes}, {name}": reloaded(axes, load(axes, name)) for axes in LAYERS for name in SOLUTIONS}
+    print(json.dumps({"rows": rows, "reloaded": answers}))
+
+
+@pytest.fixture(scope="module")
+def answers() -> dict[str, Any]:
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, __file__], env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+@pytest.mark.parametrize(("solution", "arithmetic"), RUNS)
+def test_error_is_within_the_arithmetic(answers: dict[str, Any], solution: str, arithmetic: str) -> None:
+    rows = [r for r in answers["rows"] if (r["solution"], r["arithmetic"]) == (solution, arithmetic)]
+    assert len(rows) >= len(CASES)
+    assert [r for r in rows if not r["error"] <= BUDGETS[arithmetic]] == []
+
+
+@pytest.mark.parametrize("solution", SOLUTIONS)
+def test_output_is_whole(answers: dict[str, Any], solution: str) -> None:
+    rows = [r for r in answers["rows"] if r["solution"] == solution]
+    assert [r for r in rows if r["unwritten"] or not (r["form"] and r["untouched"])] == []
+
+
+def test_new_weights_are_used(answers: dict[str, Any]) -> None:
+    assert answers["reloaded"] == {f"{axes}, {name}": [True] * 6 for axes in LAYERS for name in SOLUTIONS}
+
+
+CHANNELS = st.integers(1, 700)
+EXTENTS = st.integers(1, 7)
+
+
+@given(
+    axes=st.sampled_from(list(LAYERS)),
+    channels=st.tuples(CHANNELS, CHANNELS),
+    kernel=EXTENTS,
+    stride=EXTENTS,
+    pixels=st.integers(1, 2**33),
+    itemsize=st.sampled_from([2, 4]),
+    split=st.booleans(),
+)
+def test_tiles_cover_the_product_and_fit(
+    axes: int, channels: tuple[int, int], kernel: int, stride: int, pixels: int, itemsize: int, split: bool
+) -> None:
+    module = load(axes, "channels_last_gemm")
+    split &= itemsize == 4
+    with torch.device("meta"):
+        layout = module.geometry(LAYERS[axes](*channels, kernel, stride))
+    tile = module.tiles(layout, pixels, itemsize, split)
+    taps, steps = kernel**axes, tile["DEPTH"] // tile["BK"]
+    assert {tile[name].bit_count() for name in ("BM", "BN", "BK")} == {1}
+    assert min(tile["BM"], tile["BN"], tile["BK"]) >= 16
+    assert taps % tile["PATCH"] == tile["DEPTH"] % tile["BK"] == 0
+    assert channels[0] * tile["PATCH"] <= tile["DEPTH"] < channels[0] * tile["PATCH"] + tile["BK"]
+    # one block of taps is unrolled, others walk a loop, and only the loop is shared
+    assert tile["PATCH"] == 1 or (steps <= 16 and not tile["COPY"] and tile["PARTS"] == 1)
+    assert tile["PARTS"] == 1 or tile["PARTS"] * 8 <= taps * steps
+    # 128 sums a thread at most, and what a program may have of shared memory on Ada
+    assert tile["BM"] * tile["BN"] <= 64 * 32 * tile["num_warps"]
+    step_bytes = (tile["BM"] + tile["BN"] * (2 if split else 1)) * tile["BK"] * itemsize
+    assert step_bytes * tile["num_stages"] <= 99 * 1024
+
+
+@given(
+    axes=st.sampled_from(list(LAYERS)),
+    channels=st.tuples(st.integers(1, 40), st.integers(1, 9)),
+    kernel=st.integers(1, 4),
+    split=st.booleans(),
+)
+def test_packing_keeps_every_weight(axes: int, channels: tuple[int, int], kernel: int, split: bool) -> None:
+    module = load(axes, "channels_last_gemm")
+    layer = LAYERS[axes](*channels, kernel)
+    layout = module.geometry(layer)
+    tile = module.tiles(layout, 10**6, 4, split)
+    packed = module.pack(layer.weight, layout, tile, tf32=not split, split=split)
+    if split:
+        packed = packed.sum(0)
+    # [OC, taps, ICG] as `pack` promises, and zeros behind each patch
+    weights = packed.reshape(channels[1], -1, tile["DEPTH"])
+    width = tile["PATCH"] * channels[0]
+    assert not weights[..., width:].any()
+    weights = weights[..., :width].reshape(channels[1], kernel**axes, channels[0])
+    expected = layer.weight.detach().flatten(2).transpose(1, 2)
+    assert (weights - expected).abs().max() <= (0 if split else 2**-11) * expected.abs().max()
+
+
+@pytest.mark.parametrize("axes", LAYERS)
+def test_packed_weights_are_tf32_to_nearest(axes: int) -> None:
+    module = load(axes, "channels_last_gemm")
+    layer = LAYERS[axes](7, 5, 2)
+    layout = module.geometry(layer)
+    tile = module.tiles(layout, 10**6, 4, False)
+    packed = module.pack(layer.weight, layout, tile, tf32=True, split=False)
+    assert not (packed.view(torch.int32) & 0x1FFF).any()
+    weights = packed.flatten(1)[:, : 7 * 2**axes].reshape(5, -1, 7).transpose(1, 2)
+    assert (weights / layer.weight.detach().flatten(2) - 1).abs().max() <= 2**-11
+
+
+if __name__ == "__main__":
+    child()
