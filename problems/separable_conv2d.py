@@ -309,7 +309,7 @@ _SMOKE = {
     # the first bias passes through the pointwise weights
     "biases": Shape(1, 6, 9, 5, 6, 3, 2, 1, bias=True),
     # one channel each way, so channel tiles are nearly empty
-    "one-channel": Shape(1, 1, 1, 9, 7, 5, 2, 2),
+    "one-channel": Shape(1, 1, 1, 25, 23, 5, 2, 2),
     # one output channel more than a tile, two full K steps
     "two-tiles": Shape(1, 64, 65, 5, 7),
     # a tile of pixels ends inside an image

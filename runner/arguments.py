@@ -8,13 +8,29 @@ from importlib import metadata
 from pathlib import Path
 
 from runner.load import ROOT, BadInput
-from runner.schema import DTYPES
+from runner.schema import DTYPES, MATHS
 
-COMMANDS = ("run", "list", "check", "import", "leaderboard", "prompt", "explain", "submit")
+COMMANDS = (
+    *(
+        "run",
+        "list",
+        "check",
+        "import",
+        "leaderboard",
+        "prompt",
+        "explain",
+        "submit",
+        "export",
+        "compare",
+        "selftest",
+    ),
+    *("staircase", "profile", "admit", "doctor"),
+)
+ARITHMETICS = (*MATHS, *DTYPES[1:])
 FORMATS = ("table", "github", "json", "csv")
 _EPILOG = (
     "exit codes: 0 done; 1 a solution failed; 2 wrong usage or bad input; 3 the harness failed; "
-    "4 no such device"
+    "4 no such device, or another run has it"
 )
 
 
@@ -63,7 +79,18 @@ def parser() -> argparse.ArgumentParser:
     _add_leaderboard(commands.add_parser("leaderboard", help="rank what is recorded"))
     _add_prompt(commands.add_parser("prompt", help="a page for whoever wants to do better"))
     _add_explain(commands.add_parser("explain", help="launches on a card that need not be there"))
+    _add_profile(commands.add_parser("profile", help="what Nsight Compute counts on the GPU that is here"))
+    _add_staircase(commands.add_parser("staircase", help="time against tiles at the edges of waves"))
+    _add_compare(commands.add_parser("compare", help="two solutions in the same rounds: one verdict a shape"))
+    testing = commands.add_parser("selftest", help="what the numbers of this machine are worth")
+    testing.add_argument("part", nargs="*", metavar="PART", help="default: all")
+    testing.add_argument("--device", metavar="cuda:N", help="default: the first GPU")
+    testing.add_argument("--format", choices=("table", "json"), default="table")
+    testing.set_defaults(command="selftest")
     _add_submit(commands.add_parser("submit", help="judge one file; keep it with its records if it passes"))
+    _add_export(commands.add_parser("export", help="records as other suites read them"))
+    _add_admit(commands.add_parser("admit", help="are wrong answers refused on every shape of a problem?"))
+    _add_doctor(commands.add_parser("doctor", help="what this machine can measure, and how to mend it"))
     return whole
 
 
@@ -108,14 +135,32 @@ def _add_arithmetics(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_protocol(parser: argparse.ArgumentParser) -> None:
+    """Add how long is measured: quick, as a default, or ranked."""
+    protocol = parser.add_mutually_exclusive_group()
+    protocol.add_argument("--quick", action="store_true", help="stop at an interval of 3 %% instead of 1 %%")
+    protocol.add_argument(
+        "--ranked", action="store_true", help="in 5 fresh processes, with an interval over them"
+    )
+
+
 def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--problem", required=True, metavar="NAME|PATH")
     parser.add_argument(
         "--solution", action="append", default=[], metavar="NAME|PATH", help="default: all of the problem"
     )
     _add_cells(parser)
-    parser.add_argument("--baseline", action="append", default=[], metavar="NAME", help="default: all")
-    parser.add_argument("--quick", action="store_true", help="stop at an interval of 3 %% instead of 1 %%")
+    parser.add_argument(
+        "--baseline", action="append", default=[], metavar="NAME", help="default: the plain ones of `list`"
+    )
+    _add_protocol(parser)
+    parser.add_argument(
+        "--sms",
+        type=_count,
+        default=0,
+        metavar="N",
+        help="time on N SMs of a larger GPU: solution and baselines",
+    )
     parser.add_argument("--rerun", action="store_true", help="run cells that are recorded already")
     parser.add_argument("--budget", type=_positive, metavar="S", help="begin no cell after this time")
     parser.add_argument("--dry-run", action="store_true", help="show the plan and its estimated time")
@@ -125,6 +170,17 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", type=Path, metavar="FILE", help="write all records to one file, for `import`"
     )
     parser.set_defaults(command="run")
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("solution", metavar="A")
+    parser.add_argument("other", metavar="B")
+    parser.add_argument("--problem", required=True, metavar="NAME|PATH")
+    _add_cells(parser)
+    _add_protocol(parser)
+    parser.add_argument("--format", choices=("table", "github", "json"), default="table")
+    parser.set_defaults(command="compare", baseline=[], rerun=True, budget=None, output=None, sms=0)
+    parser.set_defaults(results=ROOT / "results")
 
 
 def _add_leaderboard(parser: argparse.ArgumentParser) -> None:
@@ -158,7 +214,9 @@ def _add_prompt(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="hold a model's reply against the output rules, as JSON, and run it if --problem is named",
     )
-    parser.add_argument("--no-run", action="store_true", help="of an answer, judge the text alone")
+    parser.add_argument(
+        "--no-run", action="store_true", help="judge the text of an answer alone; predict no metrics"
+    )
     _add_arithmetics(parser)
     parser.set_defaults(command="prompt")
 
@@ -180,7 +238,59 @@ def _add_explain(parser: argparse.ArgumentParser) -> None:
         "--timeout", type=_positive, default=120.0, metavar="S", help="for one cell on one card"
     )
     parser.add_argument("--format", choices=FORMATS, default="table")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=ROOT / "results",
+        metavar="DIR",
+        help="records that may tell which of several configurations ran",
+    )
     parser.set_defaults(command="explain")
+
+
+def _add_staircase(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--problem", required=True, metavar="NAME|PATH")
+    parser.add_argument(
+        "--solution", action="append", default=[], metavar="NAME|PATH", help="default: all of the problem"
+    )
+    parser.add_argument("--card", metavar="NAME", help="default: all that have records")
+    parser.add_argument("--format", choices=FORMATS, default="table")
+    parser.add_argument("--results", type=Path, default=ROOT / "results", metavar="DIR")
+    parser.set_defaults(command="staircase")
+
+
+def _add_profile(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--problem", required=True, metavar="NAME|PATH")
+    parser.add_argument(
+        "--solution", action="append", default=[], metavar="NAME|PATH", help="default: all of the problem"
+    )
+    parser.add_argument(
+        "--shapes", action="append", default=[], metavar="SWEEP|LABEL|k=v,...", help="default: kernelbench"
+    )
+    parser.add_argument("--dtype", default="fp32", metavar="LIST", help="default: %(default)s")
+    parser.add_argument("--math", default="tf32", metavar="LIST", help="default: %(default)s")
+    parser.add_argument("--stage", metavar="NAME", help="count its metrics too; see `list`")
+    parser.add_argument(
+        "--metrics", default="", metavar="NAME,...", help="count these too (ncu --query-metrics lists them)"
+    )
+    parser.add_argument(
+        "--clock-control", choices=("base", "none"), default="none", help="base: at locked, lower clocks"
+    )
+    parser.add_argument(
+        "--cache-control", choices=("all", "none"), default="all", help="all: from cold caches (default)"
+    )
+    parser.add_argument(
+        "--against-explain",
+        action="store_true",
+        help="compare what `explain` predicts of each launch with what ncu reports, and nothing else",
+    )
+    parser.add_argument("--timeout", type=_positive, default=600.0, metavar="S", help="for one solution")
+    parser.add_argument("--format", choices=("table", "json"), default="table")
+    parser.add_argument("--results", type=Path, default=ROOT / "results", metavar="DIR")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="write the JSON there, for `prompt --profile`"
+    )
+    parser.set_defaults(command="profile")
 
 
 def _add_submit(parser: argparse.ArgumentParser) -> None:
@@ -189,11 +299,69 @@ def _add_submit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--author", required=True, metavar="NAME")
     parser.add_argument("--name", metavar="TECHNIQUE", help="default: from the first line of the docstring")
     _add_arithmetics(parser)
+    _add_protocol(parser)
     parser.add_argument("--dry-run", action="store_true", help="stop after correctness, write nothing")
     parser.add_argument("--results", type=Path, default=ROOT / "results", metavar="DIR")
     parser.add_argument("--solutions", type=Path, default=ROOT / "solutions", metavar="DIR")
-    parser.set_defaults(command="submit", shapes=[], card=None, baseline=[], rerun=True, quick=False)
+    parser.set_defaults(command="submit", shapes=[], card=None, baseline=[], rerun=True, sms=0)
     parser.set_defaults(budget=None, output=None)
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--format",
+        choices=("trace", "kernelbench"),
+        required=True,
+        help="flashinfer-bench's Trace lines, or KernelBench's eval_results.json for one card",
+    )
+    parser.add_argument("--problem", metavar="NAME", help="default: all")
+    parser.add_argument("--solution", metavar="NAME", help="default: all")
+    parser.add_argument("--card", metavar="NAME", help="default: all")
+    parser.add_argument(
+        "--arithmetic",
+        choices=ARITHMETICS,
+        help="default: all; for KernelBench tf32, which is what it calls fp32",
+    )
+    parser.add_argument("--results", type=Path, default=ROOT / "results", metavar="DIR")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: standard output")
+    parser.set_defaults(command="export")
+
+
+def _add_admit(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--problem", required=True, metavar="NAME|PATH")
+    parser.add_argument(
+        "--shapes", action="append", default=[], metavar="SWEEP|LABEL|k=v,...", help="default: by device"
+    )
+    parser.add_argument("--dtype", default=",".join(DTYPES), metavar="LIST", help="default: all, %(default)s")
+    parser.add_argument(
+        "--math", default="tf32,fp32", metavar="LIST", help="accuracy of fp32 cells (default: %(default)s)"
+    )
+    parser.add_argument("--device", metavar="cpu|cuda:N", help="default: a GPU if there is one")
+    parser.add_argument("--format", choices=("table", "json"), default="table")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="keep one JSON line a cell, in place of older ones"
+    )
+    parser.set_defaults(command="admit")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a positive whole number")
+    return int(text)
+
+
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", metavar="cpu|cuda:N", help="default: a GPU if there is one")
+    parser.add_argument(
+        "--require",
+        choices=("none", "partial", "full"),
+        default="full",
+        help="isolation of contestants that is enough (default: %(default)s)",
+    )
+    parser.add_argument("--format", choices=("table", "json"), default="table")
+    parser.add_argument("--results", type=Path, default=ROOT / "results", metavar="DIR")
+    parser.set_defaults(command="doctor")
+    parser.epilog = "exit codes: 0 nothing is missing on the device; 1 something is to be mended"
 
 
 def _positive(text: str) -> float:

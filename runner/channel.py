@@ -31,8 +31,13 @@ class Kind(IntEnum):
     NONCE = 3  # args: index, the word the judge wrote at the start of the buffer
     READY = 4  # args: prepare time in ns, or -1
     DONE = 5  # a blocking doorbell's answer
-    LAUNCH = 6  # code: an autotuner had no choice; args: grid x y z, warps, registers, spills, shared bytes
+    # code: an autotuner had no choice; args: grid x y z, warps, registers, spills, shared bytes;
+    # payload: classes of arithmetic
+    LAUNCH = 6
     ERROR = 7  # code: Fault; text: for people
+    # args: launches, ns, grid x y z, threads, registers, shared bytes; payload: whose it is;
+    # with a code there is none, and `text` says why
+    KERNEL = 8
 
     BUILD = 32  # a sealed memfd with the job beside the frame
     ECHO = 33  # args: index; asks for NONCE
@@ -180,6 +185,8 @@ DTYPE_NAMES = (
 )
 
 MAX_OUTPUTS = 128
+#: Named of one call; the rest of them are one.
+MAX_KERNELS = 32
 MAX_DIMS = 8
 _HEADER_WORDS = 16
 _OUTPUT_WORDS = 4 + 2 * MAX_DIMS
@@ -199,6 +206,7 @@ class Call(IntEnum):
     WARM = 6  # the claim is a batch's time on one slot whose inputs are in L2
     STEADY = 7  # the claim is a batch's time on the host's clock, with what issuing costs
     GRAPH = 8  # the claim is a batch's time as a replayed CUDA graph, or negative
+    TRACE = 9  # name the kernels of a forward
 
 
 @dataclass(frozen=True)

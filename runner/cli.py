@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from runner.load import Problem, Solution
     from runner.pipeline import Event, Outcome
     from runner.plan import Request
-    from runner.schema import Record
+    from runner.schema import Cell, Record
     from runner.submit import Report
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_HARNESS, EXIT_DEVICE = range(5)
@@ -48,11 +48,13 @@ def main(arguments: Sequence[str]) -> int:
 
 def _code_of(error: Exception) -> int | None:
     """Exit code of an error that is one clear line; None for a bug."""
-    from runner import devices, pipeline, record  # noqa: PLC0415 - an error may take its time
+    from runner import devices, gpu_lock, ncu, pipeline, record  # noqa: PLC0415 - an error may take its time
 
     codes: dict[type[Exception], int] = {
         BadInput: EXIT_USAGE,
         devices.NoDevice: EXIT_DEVICE,
+        ncu.NoCounters: EXIT_DEVICE,
+        gpu_lock.DeviceBusy: EXIT_DEVICE,
         pipeline.HarnessFailure: EXIT_HARNESS,
         record.ResultsUnwritable: EXIT_HARNESS,
         record.ResultsBusy: EXIT_HARNESS,
@@ -86,7 +88,7 @@ def _request(options: argparse.Namespace, problem: Problem, solutions: Sequence[
         problem=problem,
         solutions=tuple(dict.fromkeys(solutions)),
         cells=plan.plan_cells(problem, options.shapes, dtypes, maths, device, sms),
-        baselines=tuple(options.baseline or baselines),
+        baselines=tuple(options.baseline or load.default_baselines()),
         device=device,
         results=options.results,
         output=options.output,
@@ -97,10 +99,13 @@ def _request(options: argparse.Namespace, problem: Problem, solutions: Sequence[
 
 
 def _limits(options: argparse.Namespace) -> dict[str, float]:
+    from runner import plan  # noqa: PLC0415 - `--help` need not pay
+
     target, timing_s = (0.03, 0.5) if options.quick else (0.01, 1.0)
     seconds = {"build_s": 2 * options.timeout, "call_s": options.timeout, "timing_s": timing_s}
     memory = {} if options.memory is None else {"memory_bytes": int(options.memory * 2**30)}
-    return {**seconds, **memory, "target": target}
+    processes = plan.RANKED_PROCESSES if options.ranked else 1
+    return {**seconds, **memory, "target": target, "processes": processes, "sms": options.sms}
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -193,7 +198,9 @@ def _list(_: argparse.Namespace) -> int:
             print(f"  sweep {sweep}: {', '.join(rows)}")
         for solution in load.solution_names(name):
             print(f"  solution {solution}: {_technique(load.find_solution(solution, name))}")
-    print(f"baselines: {', '.join(load.baseline_names())}")
+    default = load.default_baselines()
+    others = [f"{name} (with --baseline)" for name in load.baseline_names() if name not in default]
+    print(f"baselines: {', '.join([*default, *others])}")
     print(f"cards: {', '.join(cards.card_names())}")
     print(f"stages: {', '.join(stages.stage_names())}")
     return EXIT_DONE
@@ -206,7 +213,7 @@ def _technique(solution: Solution) -> str:
 
 
 def _explain(options: argparse.Namespace) -> int:
-    from runner import cards, explain, explain_table, load, plan  # noqa: PLC0415 - `--help` need not pay
+    from runner import cards, explain, explain_table, load, plan, record  # noqa: PLC0415 - `--help` need not pay
 
     problem = load.find_problem(options.problem)
     names = options.solution or load.solution_names(problem.name)
@@ -221,9 +228,46 @@ def _explain(options: argparse.Namespace) -> int:
     dtypes, maths = _choices("dtype", options.dtype, DTYPES), _choices("math", options.math, MATHS)
     shapes = options.shapes or ["kernelbench"]
     cells = plan.plan_cells(problem, shapes, dtypes, maths, "cpu", targets[0].sms)
-    reports = explain.explain(problem, solutions, cells, targets, options.timeout)
+    folders = [options.results / card / problem.name for card in chosen]
+    files = [folder / f"{solution.name}.jsonl" for folder in folders for solution in solutions]
+    records = [one for file in files for one in record.read(file)[0]]
+    reports = explain.explain(problem, solutions, cells, targets, options.timeout, records)
     print(explain_table.render(reports, options.format))
     return EXIT_FAILED if any("error" in report for report in reports) else EXIT_DONE
+
+
+def _profile(options: argparse.Namespace) -> int:
+    from runner import agreement, cards, load, observe, plan, profile_table, profiling, prompt  # noqa: PLC0415
+
+    problem = load.find_problem(options.problem)
+    names = options.solution or load.solution_names(problem.name)
+    if not names:
+        raise BadInput(f"problem '{problem.name}' has no solutions: name one with --solution PATH")
+    solutions = [load.find_solution(name, problem.name) for name in names]
+    dtypes, maths = _choices("dtype", options.dtype, DTYPES), _choices("math", options.math, MATHS)
+    sms = cards.load_card(plan.TARGET_CARD).sms
+    cells = plan.plan_cells(problem, options.shapes or ["kernelbench"], dtypes, maths, "cuda", sms)
+    of_stage = prompt.find_stage(options.stage).metrics if options.stage else ()
+    named = [name.strip() for name in options.metrics.split(",") if name.strip()]
+    metrics = profiling.wanted([one.name for one in of_stage], named)
+    settings = observe.Settings(metrics, options.clock_control, options.cache_control, options.timeout)
+    if options.output is not None and (options.output.is_dir() or not options.output.parent.is_dir()):
+        raise BadInput(f"-o '{options.output}' cannot be written: name a file in a folder that exists")
+    profiling.require_device()
+    print("solutions run unconfined, with your rights: profile only files that you trust", file=sys.stderr)
+    if options.against_explain:
+        reports = agreement.compare(problem, solutions, cells, options.timeout)
+        text = profile_table.differences(reports)
+    else:
+        each = (profiling.profile(problem, one, cells, settings, options.results) for one in solutions)
+        reports = [report for found in each for report in found]
+        text = profile_table.table(reports)
+    data = json.dumps(reports[0] if len(reports) == 1 else reports, indent=1)
+    print(data if options.format == "json" else text)
+    if options.output is not None:
+        options.output.write_text(f"{data}\n")
+    wrong = any("error" in report or report.get("differences") for report in reports)
+    return EXIT_FAILED if wrong else EXIT_DONE
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -263,7 +307,14 @@ def _correctness(options: argparse.Namespace, problem: Problem, solution: Soluti
 
     with TemporaryDirectory(prefix="kernelwave-check-") as folder:
         options.__dict__.update(
-            baseline=[], rerun=True, budget=None, output=None, results=Path(folder), quick=True
+            baseline=[],
+            rerun=True,
+            budget=None,
+            output=None,
+            results=Path(folder),
+            quick=True,
+            ranked=False,
+            sms=0,
         )
         request = plan.without_timing(_request(options, problem, [solution]))
         return pipeline.run(request, _plain_progress)
@@ -272,6 +323,35 @@ def _correctness(options: argparse.Namespace, problem: Problem, solution: Soluti
 def _failure(made: Record) -> str:
     cell, reason = made.cell, made.failed.reason if made.failed else ""
     return f"{cell.sweep}/{cell.label} {cell.arithmetic}: {made.status}: {reason}"
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from runner import compare, load  # noqa: PLC0415 - `--help` need not pay
+
+    problem = load.find_problem(options.problem)
+    mine, other = (load.find_solution(name, problem.name) for name in (options.solution, options.other))
+    request = _request(options, problem, [mine])
+
+    def watch(cell: Cell) -> None:
+        print(f"{cell.sweep}/{cell.label} {cell.arithmetic}", file=sys.stderr)
+
+    rows = [compare.row(duel) for duel in compare.compare(request, other, watch)]
+    print(compare.table(rows, options.format))
+    return EXIT_DONE if all(one["status"] == "PASS" for one in rows) else EXIT_FAILED
+
+
+def _selftest(options: argparse.Namespace) -> int:
+    from runner import devices, selftest  # noqa: PLC0415 - `--help` need not pay
+
+    device = devices.choose(options.device)
+    if device == "cpu":
+        raise devices.NoDevice("selftest times kernels: it needs a CUDA device; see `doctor`")
+    findings = []
+    for finding in selftest.run(device, options.part):
+        print(selftest.line(finding), file=sys.stderr)
+        findings.append(finding)
+    print(selftest.table(findings, options.format))
+    return EXIT_FAILED if any(one["passed"] is False for one in findings) else EXIT_DONE
 
 
 def _submit(options: argparse.Namespace) -> int:
@@ -338,6 +418,44 @@ def _leaderboard(options: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
+def _export(options: argparse.Namespace) -> int:
+    from runner import export, export_kernelbench, export_trace  # noqa: PLC0415 - `--help` need not pay
+
+    records, problems = export.read(
+        options.results, problem=options.problem, solution=options.solution, card=options.card
+    )
+    for line in problems:
+        print(f"warning: {line}", file=sys.stderr)
+    write = {"trace": export_trace.lines, "kernelbench": export_kernelbench.eval_results}[options.format]
+    made = write(records, options.arithmetic)
+    if options.output is None:
+        print(made.text)
+    else:
+        export.write(options.output, made)
+    left_out = ", ".join(f"{count} {why}" for why, count in made.left_out.items()) or "none"
+    print(f"{made.records} records exported; left out: {left_out}", file=sys.stderr)
+    return EXIT_DONE
+
+
+def _staircase(options: argparse.Namespace) -> int:
+    from runner import load, staircase  # noqa: PLC0415 - `--help` need not pay
+
+    problem = load.find_problem(options.problem)
+    names = options.solution or load.solution_names(problem.name)
+    solutions = [load.find_solution(name, problem.name) for name in names]
+    found = staircase.read(options.results, problem, solutions)
+    if not found:
+        raise BadInput(
+            f"no timed records of the sweep `waves` for '{', '.join(names) or problem.name}' by "
+            f"this protocol for the files as they are: on a GPU, run --problem {problem.name} --shapes waves"
+        )
+    known = {one.card for one in found}
+    if options.card not in (None, *known):
+        raise load.unknown("card with timed records of the sweep `waves`", options.card, known)
+    print(staircase.show([one for one in found if options.card in (None, one.card)], options.format))
+    return EXIT_DONE
+
+
 def _answer(options: argparse.Namespace) -> int:
     """Feedback on a model's reply: findings, and what the judge says where the rules are kept."""
     from runner import answer, load  # noqa: PLC0415 - `--help` need not pay
@@ -373,9 +491,42 @@ def _prompt(options: argparse.Namespace) -> int:
             shapes=options.shapes,
             profile=options.profile,
             results=options.results,
+            predict_s=None if options.no_run else options.timeout,
         )
     )
     return EXIT_DONE
+
+
+def _admit(options: argparse.Namespace) -> int:
+    from runner import admit, cards, devices, load, pipeline, plan  # noqa: PLC0415 - `--help` need not pay
+
+    problem = load.find_problem(options.problem)
+    dtypes, maths = _choices("dtype", options.dtype, DTYPES), _choices("math", options.math, MATHS)
+    device = devices.choose(options.device)
+    sms = cards.load_card(plan.TARGET_CARD).sms
+    cells = plan.plan_cells(problem, options.shapes, dtypes, maths, device, sms)
+    if options.output is not None:
+        admit.keep(options.output, [])  # whoever cannot write should hear it before, not after
+    found = []
+    for one in admit.admit(problem, cells, device):
+        found.append(one)
+        if options.output is not None:
+            admit.keep(options.output, [one])
+        place = f"{one.cell.sweep}/{one.cell.label} {one.cell.arithmetic}"
+        print(f"[{len(found)}/{len(cells)}] {place} {one.verdict}", file=sys.stderr)
+    print(admit.render(found, options.format))
+    if len(found) < len(cells):
+        left = cells[len(found)]
+        raise pipeline.HarnessFailure(f"the judge died at {left.sweep}/{left.label} {left.arithmetic}")
+    return EXIT_DONE if all(one.admitted for one in found) else EXIT_FAILED
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from runner import devices, doctor  # noqa: PLC0415 - `--help` need not pay
+
+    report = doctor.examine(devices.choose(options.device), options.require, options.results)
+    print(doctor.render(report, options.format))
+    return EXIT_DONE if report.ready else EXIT_FAILED
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
@@ -386,5 +537,12 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "leaderboard": _leaderboard,
     "prompt": _prompt,
     "explain": _explain,
+    "profile": _profile,
     "submit": _submit,
+    "compare": _compare,
+    "selftest": _selftest,
+    "admit": _admit,
+    "staircase": _staircase,
+    "export": _export,
+    "doctor": _doctor,
 }

@@ -160,7 +160,8 @@ def _assigned(node: ast.AST) -> set[str]:
 def _settings(config: ast.Call) -> Iterator[tuple[str, str | None]]:
     """Yield what a configuration sets, each with its value's text, or None where it is no literal."""
     pairs: list[tuple[object, ast.expr]] = [
-        (k.arg, k.value) for k in config.keywords if k.arg in LAUNCH_OPTIONS
+        *((k.arg, k.value) for k in config.keywords if k.arg in LAUNCH_OPTIONS),
+        *zip(("num_warps", "num_stages"), config.args[1:3], strict=False),  # triton.Config({...}, 4, 2)
     ]
     for node in [*config.args[:1], *(k.value for k in config.keywords if k.arg == "kwargs")]:
         if isinstance(node, ast.Dict):

@@ -37,7 +37,7 @@ def evaluate(
             problem=found,
             solutions=(load.Solution(name, Path(f"{name}.py"), source),),
             cells=cells,
-            baselines=tuple(load.baseline_names() if baselines is None else baselines),
+            baselines=tuple(load.default_baselines() if baselines is None else baselines),
             device=chosen,
             results=results or Path(folder),
         )

@@ -25,6 +25,7 @@ from runner.schema import Shape, digest
 
 ROOT = Path(__file__).resolve().parent.parent
 MAX_SOURCE_BYTES = 2**20
+_BASELINES = Path(__file__).parent / "baselines"
 
 
 class BadInput(Exception):
@@ -237,7 +238,17 @@ def solution_names(problem: str, root: Path = ROOT) -> list[str]:
 
 def baseline_names() -> list[str]:
     """The baselines: the files of `runner/baselines/`."""
-    return sorted(p.stem for p in (Path(__file__).parent / "baselines").glob("[a-z]*.py"))
+    return sorted(p.stem for p in _BASELINES.glob("[a-z]*.py"))
+
+
+def default_baselines() -> list[str]:
+    """The baselines of a run that names none: files with `DEFAULT = True`, which are read, not imported."""
+    return [name for name in baseline_names() if _is_default(read_source(_BASELINES / f"{name}.py"))]
+
+
+def _is_default(source: str) -> bool:
+    assigned = [n for n in ast.parse(source).body if isinstance(n, ast.Assign)]
+    return any(ast.unparse(n.targets[0]) == "DEFAULT" and ast.literal_eval(n.value) for n in assigned)
 
 
 def find_problem(name: str, root: Path = ROOT) -> Problem:

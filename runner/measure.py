@@ -56,9 +56,13 @@ class Machine(Protocol):
 
 
 class Bench(Protocol):
-    """What rounds are made of. `process_of` names the process that a variant runs in."""
+    """What rounds are made of. `process_of` names the process that a variant runs in.
+
+    `cold_us` is what a call alone may lose by parameters that a batch would find in L2.
+    """
 
     max_calls: int
+    cold_us: float
 
     def fresh(self, calls: int) -> None:
         """Draw new inputs for the next round's calls."""
@@ -144,16 +148,17 @@ def measure(
     bench: Bench,
     baselines: Sequence[str],
     eligible: Collection[str],
+    always: Collection[str],
     rng: random.Random | None,
     settings: Settings,
     clock: Callable[[], float] = time.monotonic,
 ) -> Timed:
     """Time the solution against `baselines`; the headline is chosen on a pilot and then measured anew.
 
-    Of the eligible baselines only the headline goes on after the pilot; those that are not eligible
-    (eager as shipped) always do. The order within a round is drawn from `rng`; without one it stays as
-    given, which only a test of its bias would want. Raises ValueError when no baseline is eligible,
-    Disturbed when the disturbances allowed are spent, and Stalled.
+    After the pilot the headline goes on, and so do those that `always` do (eager as shipped). The order
+    within a round is drawn from `rng`; without one it stays as given, which only a test of its bias would
+    want. Raises ValueError when no baseline is eligible, Disturbed when the disturbances allowed are spent,
+    and Stalled.
     """
     end = clock() + settings.budget_s
     variants = [SOLUTION, *baselines]
@@ -163,7 +168,7 @@ def measure(
     pilot_calls = calls
     pilot, settled = _pilot(bench, variants, calls, rng, patience)
     headline = analyse.headline(_samples(pilot, variants, calls, bench), eligible)
-    kept = [v for v in variants if v not in eligible or v == headline]
+    kept = [v for v in variants if v in (SOLUTION, headline) or v in always]
     course = _Course(bench, rng, settings, patience, headline)
     rounds = course.run(kept, calls, lambda: clock() < end)
     samples = _decided(bench, _samples(rounds, kept, calls, bench))
@@ -171,7 +176,7 @@ def measure(
     if calls > 1:
         trusted = [v for v in kept if bench.is_trusted(v)][:1]
         alone = course.alone(list(dict.fromkeys([SOLUTION, headline, *trusted])))
-        batched = _gains_by_batching(samples, alone, headline)
+        batched = _gains_by_batching(samples, alone, headline, bench.cold_us)
         samples = [replace(s, single_us=_median_of(alone, s.variant)) for s in samples]
     if batched:  # nothing may be amortised over a batch: the slower way of calling counts
         calls = 1
@@ -235,9 +240,12 @@ class _Course:
         return _decided(self.bench, _samples(rounds, variants, 1, self.bench))
 
 
-def _gains_by_batching(samples: Sequence[Samples], alone: Sequence[Samples], headline: str) -> bool:
+def _gains_by_batching(
+    samples: Sequence[Samples], alone: Sequence[Samples], headline: str, cold_us: float
+) -> bool:
     batch, single = ({s.variant: s for s in some} for some in (samples, alone))
-    return analyse.gains_by_batching(batch[SOLUTION], single[SOLUTION], batch[headline], single[headline])
+    sides = (batch[SOLUTION], single[SOLUTION], batch[headline], single[headline])
+    return analyse.gains_by_batching(*sides, cold_us)
 
 
 def _median_of(samples: Sequence[Samples], variant: str) -> float | None:

@@ -83,7 +83,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel launch as the contestant saw it (a claim)."""
+    """One kernel launch as the contestant saw it (a claim).
+
+    `arithmetic` has the classes that its PTX proposes (`runner.arithmetic`).
+    """
 
     kernel: str
     grid: tuple[int, int, int]
@@ -91,6 +94,25 @@ class Launch:
     registers: int | None
     spills: int | None
     shared_bytes: int | None
+    arithmetic: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """All launches of one kernel in a traced call, Triton's or not (a claim).
+
+    `library` says who wrote it: `triton` for what Triton launched, a library's name, or nothing where nobody
+    is known. `grid` and what follows are those of the first launch; a copy has none.
+    """
+
+    name: str
+    library: str
+    launches: int
+    time_us: float
+    grid: tuple[int, int, int]
+    block_threads: int
+    registers: int
+    shared_bytes: int
 
 
 @dataclass(frozen=True)
@@ -181,7 +203,9 @@ class Timed:
     `rounds` are those of all processes: a ranked run has samples of several, told apart by their
     `process`. `clock` says whose clock decides, `claim` or `judge`. `sm_clocks_mhz` has the SM clock after
     each round where the driver tells it; `disturbances` why rounds were run again, and how often. `batched`
-    says that calls were cheaper together than alone, so that single ones were timed.
+    says that calls were cheaper together than alone, so that single ones were timed. `arithmetic` is the
+    class of the solution's products, which its error decides; `kernels` are those that one call of each
+    variant ran, the longest first.
     """
 
     samples: tuple[Samples, ...]
@@ -196,6 +220,8 @@ class Timed:
     settled: bool = True
     disturbances: dict[str, int] = field(default_factory=dict)
     batched: bool = False
+    arithmetic: str = ""
+    kernels: dict[str, tuple[Kernel, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,8 @@ def _join(tables: dict[str, list[Line]], fmt: str, notes: dict[str, list[str]] |
     heading = "### " if fmt == "github" else ""
     parts = []
     for title, lines in tables.items():
-        parts += [f"{heading}{title}", render(lines, fmt), *((notes or {}).get(title) or ())]
+        table = render(lines, fmt) if lines else "nothing here is of these files and this protocol"
+        parts += [f"{heading}{title}", table, *((notes or {}).get(title) or ())]
     return "\n\n".join(parts) or "no records"
 
 

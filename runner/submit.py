@@ -277,10 +277,15 @@ def _success(records: Sequence[Record], written: Sequence[Path], results: Path) 
     levels = {str(one.environment["isolation"].get("level")) for one in records if one.checked}
     return (
         f"timed on {records[0].card}: {_tally(records)}, isolation {' and '.join(sorted(levels))}",
-        f"times are of protocol {PROTOCOL}'s default rounds; ranked ones do not exist yet",
+        f"times are of protocol {PROTOCOL}, in {_processes(records)}",
         *(f"written: {path}" for path in written),
         f"next: {_command('leaderboard', '--write', '--results', str(results))}",
     )
+
+
+def _processes(records: Sequence[Record]) -> str:
+    most = max((one.timed.processes for one in records if one.timed), default=1)
+    return f"{most} fresh processes a cell" if most > 1 else "one process a cell (--ranked: in five)"
 
 
 def _command(*words: str) -> str:

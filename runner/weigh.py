@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from runner import cards, lint, load, roofline, waves
+from runner import arithmetic, cards, lint, load, roofline, waves
 from runner.decode import decode
 from runner.plan import Job
 from runner.schema import (
@@ -18,6 +19,7 @@ from runner.schema import (
     SCHEMA,
     Checked,
     Failed,
+    Kernel,
     Record,
     Status,
     Timed,
@@ -27,6 +29,10 @@ from runner.schema import (
 
 #: A solution this much faster than its headline baseline, or this close to the floor, wants a second look.
 SUSPICIOUS_SPEEDUP, NEAR_FLOOR = 10.0, 1.15
+#: More of the device's time than this in kernels of libraries is flagged; a problem may set another share.
+LIBRARY_SHARE = 0.5
+#: Whose time is no library's, and whose kernels may move and add but multiply no matrices.
+_AUTHORS, _PLAIN = ("", "triton"), ("cuda", "pytorch", "cub")
 
 
 def card_of(environment: dict[str, Any], sms: int = 0) -> str:
@@ -114,6 +120,7 @@ def _weigh(made: Record, problem: load.Problem, checked: Checked, timed: Timed) 
     if any(c.baseline == timed.headline and c.low > SUSPICIOUS_SPEEDUP for c in comparisons):
         flags.append("over_10x")
     made = dataclasses.replace(made, comparisons=comparisons, flags=tuple(flags))
+    made = _witnessed(made, problem, checked, timed)
     card = cards.find_card(made.card)
     if card is None:
         return made
@@ -122,6 +129,32 @@ def _weigh(made: Record, problem: load.Problem, checked: Checked, timed: Timed) 
         made, waves=tuple({"kernel": k, **to_json(o)} for k, o in occupied if o is not None)
     )
     return _place(made, problem, card, time_us, max(times_us))
+
+
+def _witnessed(made: Record, problem: load.Problem, checked: Checked, timed: Timed) -> Record:
+    """Add what ran: the arithmetic of the answer, and flags for what a reader must know of it."""
+    kernels = timed.kernels.get(timed.samples[0].variant, ())
+    proposed = {name for launch in checked.launches for name in launch.arithmetic}
+    if any(kernel.library not in ("triton", *_PLAIN) for kernel in kernels):
+        proposed.add(arithmetic.UNKNOWN)
+    error = max((e.normwise for e in checked.errors if e.population != "structural"), default=0.0)
+    decided, excess = arithmetic.decide(made.cell.arithmetic, proposed, error)
+    flags = [f"{NOT_RANKED}: {flag}" for flag in excess]
+    if _library_share(kernels) > _admitted_share(problem):
+        flags.append("library")
+    timed = dataclasses.replace(timed, arithmetic=decided)
+    return dataclasses.replace(made, timed=timed, flags=(*made.flags, *flags))
+
+
+def _library_share(kernels: Sequence[Kernel]) -> float:
+    """Share of the device's time in kernels of libraries; copies and fills are the driver's."""
+    library_us = sum(kernel.time_us for kernel in kernels if kernel.library not in _AUTHORS)
+    return library_us / (sum(kernel.time_us for kernel in kernels) or 1.0)
+
+
+def _admitted_share(problem: load.Problem) -> float:
+    share: float = LIBRARY_SHARE
+    return share if problem.foreign else getattr(problem.outline, "LIBRARY_SHARE", share)
 
 
 def _place(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from runner.analyse import (
     CLAIM,
     JUDGE,
+    RESOLUTION,
     TARGET,
     autocorrelation,
     clock_of,
@@ -294,9 +295,11 @@ pairs = st.lists(st.tuples(times, times), min_size=1, max_size=80)
 def test_the_estimate_lies_in_its_interval(rounds):
     candidate, baseline = zip(*rounds, strict=True)
     found = compare(candidate, baseline, "b")
-    assert found.low <= found.speedup * (1 + 1e-12)
-    assert found.speedup <= found.high * (1 + 1e-12)
-    assert half_width(candidate, baseline) == pytest.approx(math.log(found.high / found.low) / 2, abs=1e-9)
+    assert found.low <= found.speedup * math.exp(-RESOLUTION) * (1 + 1e-12)
+    assert found.speedup * math.exp(RESOLUTION) <= found.high * (1 + 1e-12)
+    width, shown = half_width(candidate, baseline), math.log(found.high / found.low) / 2
+    assert width <= shown + 1e-9
+    assert shown <= width + RESOLUTION + 1e-9
 
 
 @given(pairs)

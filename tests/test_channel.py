@@ -318,7 +318,7 @@ def sealed_page() -> Iterator[int]:
 
 @quick
 @given(int64, st.sampled_from(Call), st.integers(1, 64), st.integers(0, 9), int64, st.integers(0, 2**31))
-def test_both_sides_read_the_same_words(  # noqa: PLR0917 - one for each word of the page
+def test_both_sides_read_the_same_words(
     seq: int, kind: Call, calls: int, seat: int, at: int, gate: int
 ) -> None:
     with sealed_page() as fd:

@@ -17,7 +17,7 @@ from runner import load
 from runner.contestant.emulate import truncate_to_tf32
 from runner.judge import check
 from runner.judge.case import Case
-from runner.judge.oracle import Oracle
+from runner.judge.oracle import Oracle, outputs_of
 from runner.schema import Cell, PopulationError
 
 if TYPE_CHECKING:
@@ -384,6 +384,56 @@ def test_where_no_tap_reaches_one_rounding_is_allowed(label: str, arithmetic: st
         assert not t.tally(y).wrong
 
 
+def two_layers(seed: int, arithmetic: str) -> tuple[Case, torch.Tensor]:
+    """Two layers with biases: where no tap reaches, the second multiplies the bias of the first."""
+    problem = load.find_problem("separable_conv2d")
+    shape = problem.outline.Shape(2, 40, 9, 3, 2, 2, 2, 3, bias=True)
+    cell = Cell("test", "test", shape._asdict(), *CELLS[arithmetic])
+    case = Case(problem, cell, torch.device("cpu"), seed.to_bytes(16, "little"))
+    assert case.reached is not None
+    assert not case.reached[0].all()
+    block = torch.empty(case.inputs.size, dtype=torch.uint8)
+    case.draw(1, block)
+    return case, case.inputs.views(block)[0]
+
+
+def two_layers_verdict(case: Case, x: torch.Tensor, y: torch.Tensor) -> str:
+    tally = check.Tally()
+    check.compare([y.to(case.dtype)], [x], case.oracle, case.reached, case.generator, tally)
+    return tally.wrong
+
+
+def lossy_layers(case: Case, x: torch.Tensor, lose: Lose) -> torch.Tensor:
+    """Lose digits of what each of the two layers multiplies, of the first one's result too."""
+    model = case.problem.module().Model(*case.init)
+    model.load_state_dict({name: value.float() for name, value in case.state.items()})
+    with torch.no_grad():
+        for name in ("depthwise", "pointwise"):
+            weight = model.get_submodule(name).weight
+            weight.copy_(lose(weight.clone()))
+        y: torch.Tensor = model.pointwise(lose(model.depthwise(lose(x.float()))))
+    return y
+
+
+@every_cell
+def test_a_computed_constant_may_lose_what_the_class_loses(arithmetic: str) -> None:
+    lose = truncate if arithmetic == "tf32" else exact
+    for seed in range(20):
+        case, x = two_layers(seed, arithmetic)
+        assert not two_layers_verdict(case, x, lossy_layers(case, x, lose)), seed
+        truth = case.oracle.truth([x])[0]
+        for factor in (0.0, 0.95, 1.05):
+            wrong = torch.where(case.reached[0], truth, truth * factor)
+            assert "where no tap reaches" in two_layers_verdict(case, x, wrong)
+
+
+def test_a_copied_constant_may_not() -> None:
+    """TF32 loses digits of what it multiplies; a bias is added."""
+    t = trial(SHAPES["bias-only"], "tf32")
+    y = torch.where(t.reached, t.truth, truncate(t.truth.float()))
+    assert "where no tap reaches" in t.tally(y.float()).wrong
+
+
 @settings(max_examples=40, deadline=None, database=None)
 @given(st.sampled_from(["tf32", "fp32", "bf16"]), st.integers(-30, 19), st.integers(0, 99))
 def test_powers_of_two_change_neither_errors_nor_budgets(arithmetic: str, power: int, seed: int) -> None:
@@ -392,6 +442,34 @@ def test_powers_of_two_change_neither_errors_nor_budgets(arithmetic: str, power:
     lose = truncate if arithmetic == "tf32" else exact
     plain, moved = (astuple(one.errors(answer(one, lose))["reached"])[1:] for one in (t, scaled))
     assert moved == pytest.approx(plain, rel=1e-9)
+
+
+def test_a_flushed_output_excuses_no_other() -> None:
+    """What is too small for fp16 may become zero; a hundred times more may not be off by as much."""
+    t = trial(SHAPES["dense"], "fp16")
+    t.x.mul_(2.0**-8)
+    y = answer(t)
+    assert not t.tally(y).wrong
+    assert t.tally((y.double() * (1 + 2.0**-7)).half()).wrong
+    t.x.mul_(2.0**-12)
+    assert not t.tally(torch.zeros_like(y)).wrong
+
+
+class Product(nn.Module):
+    """Rows of few outputs, so that the class model is drawn several times."""
+
+    def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return x @ w
+
+
+def test_truncation_of_positive_operands_is_honest() -> None:
+    """All of its errors have one sign, which those of a random rounding have not."""
+    oracle = Oracle(Product, {}, torch.float32, "tf32")
+    inputs = [torch.rand(n, generator=torch.Generator().manual_seed(1)) for n in ((32, 48), (48, 16))]
+    y = outputs_of(Product(), [truncate(x).double() for x in inputs])[0].float()
+    tally = check.Tally()
+    check.compare([y], inputs, oracle, None, torch.Generator().manual_seed(0), tally)
+    assert not tally.wrong
 
 
 def test_a_single_output_is_not_left_to_luck() -> None:

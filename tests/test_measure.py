@@ -50,6 +50,7 @@ class FakeBench:
     noise: float = 0.0
     forged: float = 1.0
     max_calls: int = 16
+    cold_us: float = 0.0
     now_s: float = 0.0
     windows: int = 0
     states: int = 0
@@ -110,13 +111,14 @@ LONG_S = 1e9
 NEVER = -1.0  # a half-width that no look finds
 BASELINES = ("eager", "cudnn", "channels_last")
 ELIGIBLE = ("cudnn", "channels_last")
+ALWAYS = ("eager",)
 TIMES_US = {SOLUTION: 100.0, "eager": 300.0, "cudnn": 200.0, "channels_last": 250.0}
 
 
 def take(bench: FakeBench, *, seed: int = 0, budget_s: float = LONG_S, **settings: float) -> Timed:
     rng = random.Random(seed)  # noqa: S311 - repeatable
     chosen = Settings(budget_s=budget_s, **settings)  # type: ignore[arg-type]
-    return measure.measure(bench, BASELINES, ELIGIBLE, rng, chosen, bench.clock)
+    return measure.measure(bench, BASELINES, ELIGIBLE, ALWAYS, rng, chosen, bench.clock)
 
 
 def by_variant(timed: Timed) -> dict[str, Samples]:
@@ -195,7 +197,7 @@ def test_the_fastest_baseline_is_no_headline_unless_eligible() -> None:
 def test_without_an_eligible_baseline_there_is_nothing_to_measure() -> None:
     bench = FakeBench(TIMES_US)
     with pytest.raises(ValueError, match="eligible"):
-        measure.measure(bench, ("eager",), (), random.Random(0), Settings(), bench.clock)  # noqa: S311
+        measure.measure(bench, ("eager",), (), (), random.Random(0), Settings(), bench.clock)  # noqa: S311
 
 
 def test_a_lucky_pilot_does_not_flatter_the_headline() -> None:
@@ -386,3 +388,5 @@ def test_calls_that_are_cheaper_together_are_timed_alone() -> None:
     assert {s.calls for s in timed.samples if "pilot" not in s.config} == {1}
     assert by_variant(timed)[SOLUTION].times_us == pytest.approx([190.0] * timed.rounds)
     assert not take(FakeBench(TIMES_US)).batched
+    # what its parameters cost when they are not in L2 is no gain by batching
+    assert not take(Merging({**TIMES_US, SOLUTION: 190.0}, cold_us=160.0)).batched

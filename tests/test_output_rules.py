@@ -88,6 +88,10 @@ BREAKS = {
     "more ids than dimensions": ("program-ids", ANSWER.replace("BLOCK), 1)", "BLOCK),)")),
     "a gap in the ids": ("program-ids", ANSWER.replace("axis=1", "axis=2")),
     "an unknown id": ("program-ids", ANSWER.replace("axis=1", "axis=BLOCK")),
+    "blocks and warps by position": (
+        "tune-one-kind",
+        tuned('[triton.Config({"BLOCK": 64}, 4, 2), triton.Config({"BLOCK": 128}, 8, 2)]'),
+    ),
     "blocks and warps": ("tune-one-kind", tuned(CONFIGS.replace("num_warps=4", "num_warps=8", 1))),
     "blocks and stages": (
         "tune-one-kind",

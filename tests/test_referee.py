@@ -12,11 +12,12 @@ import torch
 from runner import load, measure
 from runner.judge import check
 from runner.judge.company import MAX_CONTESTANTS
+from runner.judge.contestants import Foul
 from runner.judge.bench import Bench, Limits, NoBaseline
 from runner.judge.inspector import Inspector
 from runner.judge.referee import Referee
 from runner.judge.timing import Timing
-from runner.schema import Cell
+from runner.schema import Cell, Status, Timed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,10 +36,10 @@ def referee() -> Iterator[Referee]:
     made.close()
 
 
-def seated(referee: Referee) -> Bench:
+def seated(referee: Referee, baselines: tuple[str, ...] = BASELINES) -> Bench:
     bench = Bench(referee._current(), referee.limits)
-    trusted = referee.company.trusted(referee._current(), BASELINES)
-    for seat, name in enumerate(BASELINES):
+    trusted = referee.company.trusted(referee._current(), baselines)
+    for seat, name in enumerate(baselines):
         bench.join(name, trusted, seat)
     bench.seated[trusted.identity] = -1
     return bench
@@ -64,7 +65,7 @@ def test_every_baseline_answers_in_any_order_and_again_after_a_release(referee: 
 
 
 def test_a_dead_baseline_is_nobodys_foul(referee: Referee) -> None:
-    bench = seated(referee)
+    bench = seated(referee, ("eager",))
     bench.fresh(1)
     bench.sample("eager", 1)
     os.kill(bench.seats["eager"][0].pid, 9)
@@ -74,13 +75,42 @@ def test_a_dead_baseline_is_nobodys_foul(referee: Referee) -> None:
     _, inspector = referee._check(solution)
     flags: list[str] = []
     timing = Timing(referee.company, referee._current(), referee.enter, flags)
-    assert timing.time(inspector, solution, BASELINES) is None
+    assert timing.time(inspector, solution, ("eager",)) is None
     assert flags
-    assert flags[0].startswith("no_baseline: ended by SIGKILL")
+    assert flags[0].startswith("no_baseline: eager: ended by SIGKILL")
     assert referee.company._trusted is None
     again = seated(referee)
     again.fresh(1)
     again.sample("eager", 1)
+
+
+def test_a_baseline_that_fails_is_a_gap(referee: Referee, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others go on while one of them may lead; a failure before any variant ends it all."""
+    asked: list[tuple[str, ...]] = []
+
+    def rounds(_: Timing, __: object, baselines: tuple[str, ...], ___: str = "") -> Timed:
+        asked.append(baselines)
+        if "compile" in baselines:
+            raise NoBaseline(Foul(Status.CRASH, "call", "RuntimeError: no compiler"), "compile")
+        raise NoBaseline(Foul(Status.OOM, "build", "no memory"))
+
+    monkeypatch.setattr(Timing, "_rounds", rounds)
+    solution = load.find_solution("gather_gemm", "convtranspose2d")
+    inspector, _ = referee.enter(solution)
+    flags: list[str] = []
+    timing = Timing(referee.company, referee._current(), referee.enter, flags)
+    assert timing.time(inspector, solution, ("eager", "compile")) is None
+    assert asked == [("eager", "compile"), ("eager",)]
+    assert flags == ["no_baseline: compile: RuntimeError: no compiler", "no_baseline: no memory"]
+
+
+def test_the_trusted_process_is_built_for_the_baselines_asked_for(referee: Referee) -> None:
+    company, case = referee.company, referee._current()
+    all_of_them = company.trusted(case, BASELINES)
+    assert company.trusted(case, BASELINES) is all_of_them
+    bench = seated(referee, ("cudnn",))
+    bench.fresh(1)
+    assert bench.sample("cudnn", 1).claim_us > 0
 
 
 def test_a_busy_device_is_a_flag(referee: Referee, monkeypatch: pytest.MonkeyPatch) -> None:

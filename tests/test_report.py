@@ -182,7 +182,7 @@ def test_json_has_the_launches_and_their_waves_in_full() -> None:
 
 def test_a_cpu_row() -> None:
     text = report.table([cpu(record())])
-    columns = ["solution", "shape", "arithmetic", "status", "error", "KernelBench", "launches", "flags"]
+    columns = ["solution", "shape", "math", "status", "error", "KernelBench", "launches", "flags"]
     assert cells(text, -2) == columns
     assert cells(text, 0) == [
         *("phase_gemm", "kernelbench/81", "tf32", "PASS"),

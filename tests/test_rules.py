@@ -75,14 +75,25 @@ LAYERS = {
     "runner.schema": (),
     "runner.channel": (),
     "runner.cuda_ipc": (),
+    "runner.arithmetic": (),
     "runner.cards": (),
     "runner.baselines": (),
-    "runner.contestant": ("runner.channel", "runner.cuda_ipc", "runner.baselines"),
+    "runner.contestant": ("runner.arithmetic", "runner.channel", "runner.cuda_ipc", "runner.baselines"),
     "runner.lint": ("runner.schema",),
     "runner.load": ("runner.schema",),
     "runner.record": ("runner.schema", "runner.decode"),
-    "runner.report": ("runner.schema", "runner.analyse"),
-    "runner.judge_process": ("runner.load",),
+    "runner.report": ("runner.schema", "runner.analyse", "runner.waves"),
+    "runner.gpu_lock": (),
+    "runner.diagnosis": (),
+    "runner.doctor_host": ("runner.load", "runner.schema", "runner.ncu", "runner.diagnosis"),
+    "runner.doctor_device": ("runner.cards", "runner.diagnosis"),
+    "runner.judge_process": ("runner.load", "runner.gpu_lock"),
+    "runner.ncu": (),
+    "runner.profiled": ("runner.channel", "runner.contestant.", "runner.load", "runner.ncu"),
+    "runner.export": ("runner.schema", "runner.load", "runner.record"),
+    "runner.admit": ("runner.schema", "runner.decode", "runner.load"),
+    "runner.export_trace": ("runner.schema", "runner.export"),
+    "runner.export_kernelbench": ("runner.schema", "runner.load", "runner.record", "runner.export"),
 }
 
 
@@ -142,19 +153,23 @@ def test_a_solution_keeps_its_contract(file: Path) -> None:
 
 @pytest.mark.parametrize("file", BASELINES, ids=lambda file: file.stem)
 def test_a_baseline_keeps_its_contract(file: Path) -> None:
-    assert defined(file) >= {"HEADLINE", "LAYOUT", "FLAGS", "wrap"}
+    assert defined(file) >= {"HEADLINE", "COLUMN", "DEFAULT", "LAYOUT", "FLAGS", "wrap"}
     assert ast.get_docstring(parse(file))
 
 
 # what is done in a fresh interpreter, which then tells what it has loaded
 LIGHT = {
     "explain --help": "cli.main(['explain', '--help'])",
+    "profile": "from runner import agreement, profiling",
     "import": "import runner",
     "evaluate": "from runner import evaluate",
     "--help": "cli.main(['--help'])",
     "run --help": "cli.main(['run', '--help'])",
     "list": "cli.main(['list'])",
     "--dry-run": "cli.main(['--problem', 'convtranspose2d', '--dry-run', '--device', 'cpu'])",
+    "export": "cli.main(['export', '--format', 'trace'])",
+    "admit --help": "cli.main(['admit', '--help'])",
+    "doctor": "from runner import doctor",
     "bad input": "cli.main(['--problem', 'unknown'])",
 }
 

@@ -369,7 +369,7 @@ def test_on_a_gpu_a_file_and_its_records_are_kept_and_go_to_the_table(
     assert re.search(
         f"^timed on h200: {len(records)} PASS, isolation (full|partial|none)$", words, re.MULTILINE
     )
-    assert "ranked ones do not exist yet" in words
+    assert "one process a cell (--ranked: in five)" in words
     assert f"leaderboard --write --results {folders.results}" in words
 
 

@@ -8,8 +8,13 @@ from torch import nn
 from runner.baselines import cudnn
 
 HEADLINE = True
+COLUMN = False
+DEFAULT = True
 FLAGS = cudnn.FLAGS
 LAYOUT = "channels_last, converted inside"
+
+#: Dimensions of a tensor -> the layout in which its channels are last.
+LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 class ChannelsLast(nn.Module):
@@ -18,18 +23,18 @@ class ChannelsLast(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         for parameter in model.parameters():
-            parameter.data = _channels_last(parameter.data)
+            parameter.data = to_channels_last(parameter.data)
         self.model = model
 
     def forward(self, *args: object) -> object:
         """Convert, compute, convert back: what a caller who holds NCHW tensors would pay."""
-        converted = [_channels_last(a) if isinstance(a, torch.Tensor) else a for a in args]
+        converted = [to_channels_last(a) if isinstance(a, torch.Tensor) else a for a in args]
         return _contiguous(self.model(*converted))
 
 
-def _channels_last(tensor: torch.Tensor) -> torch.Tensor:
-    layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
-    layout = layouts.get(tensor.dim())
+def to_channels_last(tensor: torch.Tensor) -> torch.Tensor:
+    """Convert a tensor whose number of dimensions has such a layout; return any other as it is."""
+    layout = LAYOUTS.get(tensor.dim())
     return tensor if layout is None else tensor.contiguous(memory_format=layout)
 
 

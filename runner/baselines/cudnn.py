@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 HEADLINE = True
+COLUMN = False
+DEFAULT = True
 LAYOUT = "as given"
 # a limit of 0 times all plans; the default would try ten
 FLAGS = {"benchmark": True, "benchmark_limit": 0, "deterministic": False}

@@ -24,7 +24,7 @@ from torch import nn
 
 from runner import channel, cuda_ipc
 from runner.channel import Call, Fault, Frame, Kind, Page
-from runner.contestant import libc, sandbox, switches, witness
+from runner.contestant import libc, sandbox, switches, trace, witness
 from runner.contestant.build import (
     TORCH_DTYPES,
     Refused,
@@ -49,6 +49,16 @@ class Seat:
     configure: Callable[[], None]
     wake: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     held: list[torch.Tensor] = field(default_factory=list)
+
+
+@dataclass
+class _Missing:
+    """In the place of a baseline that could not be made."""
+
+    error: Exception
+
+    def __call__(self, *_: object) -> None:
+        raise self.error
 
 
 class Contestant:
@@ -170,7 +180,11 @@ class Contestant:
                 setattr(torch.backends.cudnn, name, value)
             set_arithmetic(job["dtype"], job["math"])
 
-        return Seat(module.wrap(instance.eval()), configure)
+        try:
+            forward = module.wrap(instance.eval())
+        except Exception as error:  # noqa: BLE001 - a baseline that this problem cannot have fails when it is called
+            forward = _Missing(error)
+        return Seat(forward, configure)
 
     def synchronize(self) -> None:
         """Wait for the device."""
@@ -233,11 +247,8 @@ class Contestant:
                 answer(seq, self.null(seat), 0)
             elif kind in _ASIDES:
                 answer(seq, _ASIDES[kind](seat.forward, self.slots[:calls]), 0)
-            elif kind == Call.WITNESS:
-                with witness.launches() as seen:
-                    claim_ns = self.forward(seat, calls)
-                for launch in seen:
-                    channel.send(self.sock, launch)
+            elif kind in (Call.WITNESS, Call.TRACE):
+                claim_ns = self.report(seat, kind, calls)
                 page.remark(len(switches.changed(self.switches)))
                 answer(seq, claim_ns, len(seat.held) // calls)
             elif kind == Call.ECHO:
@@ -267,6 +278,18 @@ class Contestant:
         except BaseException as error:
             raise fault_in_call(error) from error
         self.publish(held)
+        return claim_ns
+
+    def report(self, seat: Seat, kind: int, calls: int) -> int:
+        """Tell the judge what a call launches, or which kernels one ran; returns the claimed ns."""
+        claim_ns = 0
+        if kind == Call.TRACE:
+            frames = trace.frames(seat.forward, self.slots[0], self.scratch)
+        else:
+            with witness.launches() as frames:
+                claim_ns = self.forward(seat, calls)
+        for frame in frames:
+            channel.send(self.sock, frame)
         return claim_ns
 
     def queue_at_gate(self) -> None:

@@ -1,4 +1,4 @@
-"""See the launches of a call: grid, warps, registers, shared memory, on a GPU or in the interpreter.
+"""See the launches of a call: grid, warps, registers, shared memory, arithmetic; on a GPU or interpreted.
 
 The functions that are wrapped are Triton's own, for one untimed call and never during timing.
 What is seen is a claim: it is shown, and never decides anything.
@@ -14,22 +14,26 @@ from triton import knobs
 from triton.compiler import compiler
 from triton.runtime import interpreter
 
+from runner import arithmetic
 from runner.channel import Frame, Kind
 from runner.contestant import emulate
 
+NAME_CHARS = 120
 _MAX_LAUNCHES = 64
 
 
-def _frame(kernel: str, grid: tuple[int, ...], facts: tuple[int, ...]) -> Frame:
+def _frame(kernel: str, grid: tuple[int, ...], facts: tuple[int, ...], classes: bytes = b"") -> Frame:
     x, y, z = (*grid, 1, 1, 1)[:3]
-    return Frame(Kind.LAUNCH, code=bool(emulate.undecided), args=(x, y, z, *facts), text=kernel[:120])
+    args = (x, y, z, *facts)
+    return Frame(Kind.LAUNCH, bool(emulate.undecided), args=args, payload=classes, text=kernel[:NAME_CHARS])
 
 
 @contextmanager
 def launches() -> Iterator[list[Frame]]:
     """Collect one LAUNCH frame per kernel launch made inside the block, at most 64.
 
-    Facts a place does not have are -1: the interpreter has no registers.
+    Facts a place does not have are -1: the interpreter has no registers. The payload has the classes of
+    arithmetic that the kernel's PTX proposes (`runner.arithmetic`), and nothing in the interpreter.
     """
     seen: list[Frame] = []
     restore = _watch_interpreter(seen) if knobs.runtime.interpret else _watch_device(seen)
@@ -47,7 +51,8 @@ def _watch_device(seen: list[Frame]) -> Callable[[], None]:
         self._init_handles()  # registers and spills are read from the loaded binary
         metadata = self.metadata
         facts = (metadata.num_warps, self.n_regs or -1, self.n_spills or 0, metadata.shared)
-        seen.append(_frame(self.name, grid, facts))
+        classes = arithmetic.spell(arithmetic.classes(self.asm.get("ptx", "")))
+        seen.append(_frame(self.name, grid, facts, classes))
         return original(self, grid, stream, *args)
 
     compiler.CompiledKernel.launch_metadata = launch_metadata

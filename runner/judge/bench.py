@@ -11,13 +11,14 @@ from __future__ import annotations
 import os
 import secrets
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 
 from runner import cuda_ipc, measure
-from runner.channel import Call, Output
+from runner.channel import Call, Frame, Output
 from runner.judge import check
 from runner.judge.case import Case
 from runner.judge.contestants import Contestant, Foul
@@ -29,6 +30,9 @@ IDLE_US = 250.0
 IDLE_WAIT_S = 1.0
 #: An honest contestant launches a batch in a few ms; one that waits for its own results never ends.
 ISSUE_WAIT_S = 0.25
+MAX_STALLS = 2
+#: No slower than this are parameters read that a batch finds in L2 and a single call does not.
+COLD_BYTES_PER_US = 1e6
 #: Outputs lie where they lay one of this many calls ago, or the call does not count.
 MAX_PLACES = 4
 #: Outputs up to this are copied whole inside the window (0.2 ms at 3 TB/s);
@@ -44,11 +48,13 @@ def _default_memory_bytes() -> int:
 
 
 class NoBaseline(Exception):
-    """The trusted process has failed; the solution is not to blame, and has no times."""
+    """The trusted process has failed, in a variant or before any; the solution is not to blame."""
 
-    def __init__(self, foul: Foul) -> None:
+    def __init__(self, foul: Foul, variant: str = "") -> None:
         last = foul.detail.strip().rpartition("\n")[2]
-        super().__init__(f"{foul.reason} {last}".strip())
+        where = f"{variant}: " if variant else ""
+        super().__init__(f"{where}{foul.reason} {last}".strip())
+        self.variant = variant
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,7 @@ class Bench:
         self.cuda = case.device.type == "cuda"
         self.gated = self.cuda
         self.max_calls = case.max_calls
+        self.cold_us = 0.0
         self.seats: dict[str, tuple[Contestant, int]] = {}
         self.seated: dict[int, int] = {}
         self.checkers: dict[str, Checker] = {}
@@ -89,13 +96,15 @@ class Bench:
         self.snapshots: list[torch.Tensor] = []
         self.fence = Fence([], self.snapshots)
         self.master = torch.empty(case.inputs.size * self.max_calls, dtype=torch.uint8, device=case.device)
-        self.stalled = ""
+        self.stalls: Counter[str] = Counter()
+        self.prices_us: dict[tuple[str, int, int, int], float] = {}
         self.clocks_mhz: list[int] = []
         self.power_capped = False
         self.machine = Machine("")
         if self.cuda:
             properties = torch.cuda.get_device_properties(case.device)
             self.l2_bytes = int(properties.L2_cache_size)
+            self.cold_us = min(case.parameters.size, self.l2_bytes) / COLD_BYTES_PER_US
             self.sweep = torch.ones(3 * self.l2_bytes // 4, dtype=torch.float32, device=case.device)
             self.sink = torch.empty((), device=case.device)
             self.gate = torch.zeros(16, dtype=torch.int32, pin_memory=True)
@@ -156,6 +165,11 @@ class Bench:
         claim_ns = contestant.wait("aside", self.limits.call_s)
         return None if claim_ns < 0 else claim_ns / 1e3 / calls
 
+    def kernels(self, variant: str) -> list[Frame]:
+        """Have a call's kernels named, beside the clock and after all that is timed."""
+        contestant, _ = self._take_seat(variant)
+        return contestant.trace(self.limits.call_s)
+
     def state(self) -> State:
         """Read the machine after a round. Raises Disturbed when the clocks were held down."""
         state = self.machine.state()
@@ -175,10 +189,10 @@ class Bench:
         except Foul as foul:
             if variant in self.checkers:
                 raise
-            raise NoBaseline(foul) from foul
+            raise NoBaseline(foul, variant) from foul
 
     def _call(self, variant: str, kind: Call, calls: int) -> measure.Window:
-        contestant = self._summon(variant)
+        contestant, fill_us = self._summon(variant, calls)
         gated = self.gated and kind in (Call.FORWARD, Call.NULL)
         word = 1 + secrets.randbelow(2**31 - 1) if gated else 0
         if gated:
@@ -211,22 +225,46 @@ class Bench:
             raise Foul(Status.VIOLATION, "check", "the output was still being written after the answer")
         if not issued:
             self._stall(variant)
-        elif self.stalled == variant:
-            self.stalled = ""
         if gated and moved:
             raise measure.Disturbed("outputs lie where none lay before")
-        return measure.Window(window_us, claim_ns / 1e3, issue_ns / 1e3)
+        return measure.Window(window_us - fill_us, claim_ns / 1e3, issue_ns / 1e3)
 
-    def _summon(self, variant: str) -> Contestant:
-        """Have the variant's process ready, what is not trusted beside it stopped, and the device idle."""
+    def _summon(self, variant: str, calls: int) -> tuple[Contestant, float]:
+        """Have the variant's process ready, what is not trusted beside it stopped, and the device idle.
+
+        Returns what the judge's own part of the window takes, too.
+        """
         contestant, _ = self._take_seat(variant)
         for other in self.checkers:
             if other != variant:
                 self.seats[other][0].pause()
+        fill_us = self._price(variant, contestant, calls) if self.cuda else 0.0
         contestant.arm()
         if self.cuda:
             self._settle()
-        return contestant
+        return contestant, fill_us
+
+    def _price(self, variant: str, contestant: Contestant, calls: int) -> float:
+        """Time `_fill` in us while the contestant is stopped: nobody can make the judge's part longer.
+
+        It differs from variant to variant by the places that are spoilt, so a null does not hold it.
+        """
+        spoilt = [view for fence in self.places.get(variant, {}).values() for view in fence.views]
+        key = (variant, calls, len(spoilt), sum(view.nbytes for view in spoilt))
+        if key not in self.prices_us:
+            contestant.pause()
+            self._settle()
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            times_us = []
+            for _ in range(3):
+                begin.record()
+                self._fill(variant, contestant, calls)
+                end.record()
+                end.synchronize()
+                times_us.append(begin.elapsed_time(end) * 1e3)
+            contestant.blocks[1].zero_()  # the inputs of the call that follows must not lie there yet
+            self.prices_us[key] = min(times_us)
+        return self.prices_us[key]
 
     def _take_seat(self, variant: str) -> tuple[Contestant, int]:
         contestant, seat = self.seats[variant]
@@ -249,15 +287,16 @@ class Bench:
             torch.sum(self.sweep, dim=0, out=self.sink)
 
     def _stall(self, variant: str) -> None:
-        """Once may be the host's fault; a variant that stalls again at once waits for its own results."""
-        if self.stalled == variant:
+        """Some stalls may be the host's fault; a variant that goes on waits for the device itself."""
+        self.stalls[variant] += 1
+        if self.stalls[variant] > MAX_STALLS:
             raise measure.Stalled(variant)
-        self.stalled = variant
         raise measure.Disturbed(f"the launches of {variant} took too long")
 
     def _deadline_s(self, kind: Call) -> float:
-        """A first call compiles."""
-        return self.limits.build_s if kind == Call.WITNESS else self.limits.call_s
+        """A first call compiles, or tunes; those have no gate."""
+        first = kind == Call.WITNESS or (self.cuda and not self.gated)
+        return self.limits.build_s if first else self.limits.call_s
 
     def _settle(self) -> None:
         """Wait for an idle device; raises Disturbed while somebody else keeps it busy."""

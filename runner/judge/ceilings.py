@@ -38,6 +38,8 @@ def measure(device: torch.device) -> dict[str, float]:
         torch.backends.cuda.matmul.allow_tf32 = tf32
         found[f"{name}_tflops"] = _product(dtype, side, device)
     torch.backends.cuda.matmul.allow_tf32 = allowed
+    del source, target
+    torch.cuda.empty_cache()
     return {name: round(value, 1) for name, value in found.items()}
 
 

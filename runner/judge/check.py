@@ -22,6 +22,8 @@ from runner.schema import PopulationError
 NORMWISE_FACTOR = 1.5
 ELEMENTWISE_FACTOR = 4.0
 _LUCK = 3.0
+#: Keeps a budget of zero from being divided by.
+_TINY = torch.finfo(torch.float32).smallest_normal
 #: The class model is drawn until its errors are no luck either.
 _MIN_CLASS_ERRORS = 64
 _CHUNK_ELEMENTS = 2**24
@@ -100,7 +102,7 @@ def compare(
             mask = None if reached is None else reached[index]
             seen = None if observed is None else observed[index]
             errors = [drawn[index] for drawn in classes]
-            _compare_one(out, truth, seen, errors, mask, tally)
+            _compare_one(out, truth, seen, errors, mask, oracle.parameters, tally)
             if tally.wrong:
                 return
 
@@ -138,6 +140,7 @@ def _compare_one(
     observed: torch.Tensor | None,
     class_errors: list[torch.Tensor],
     reached: torch.Tensor | None,
+    parameters: dict[str, torch.Tensor],
     tally: Tally,
 ) -> None:
     expected = truth.to(out.dtype)
@@ -153,13 +156,13 @@ def _compare_one(
     tolerance = _KERNELBENCH_TOLERANCE.get(out.dtype, 1e-4)
     tally.kernelbench_close &= bool(torch.allclose(out, observed, atol=tolerance, rtol=tolerance))
     error = _finite(out.double() - truth)
-    own = _finite(observed.double() - truth)
+    allowed = [_finite(observed.double() - truth), *map(_finite, class_errors)]
     everywhere = torch.ones((), dtype=torch.bool, device=out.device)
     main = everywhere if reached is None else reached
     slices = reached is not None
-    _hold_main(error, truth, [own, *map(_finite, class_errors)], main, out, tally, slices=slices)
+    _hold_main(error, truth, allowed, main, out, tally, slices=slices)
     if reached is not None and not tally.wrong and not bool(reached.all()):
-        _hold_structural(error, truth, ~reached, out, tally)
+        _hold_structural(error, truth, allowed, ~reached, out, parameters, tally)
 
 
 def _classes(out: torch.Tensor, expected: torch.Tensor, truth: torch.Tensor) -> str:
@@ -185,6 +188,8 @@ def _hold_main(
 ) -> None:
     """Normwise and elementwise, per slice; `allowed` are errors that an honest kernel may make."""
     floor = torch.finfo(out.dtype).smallest_normal
+    # an output so small may be flushed to zero; the others gain nothing from that
+    flushed = (truth.abs() < floor) * floor
 
     def norm(x: torch.Tensor) -> torch.Tensor:
         total: torch.Tensor = torch.linalg.vector_norm(_rows(x * mask, slices), dim=1)
@@ -196,9 +201,11 @@ def _hold_main(
     size = _finite(truth)
     count = _rows(mask.expand_as(truth), slices).sum(dim=1).clamp(min=1)
     own, *classes = allowed
-    class_norm = torch.stack([norm(e) for e in classes]).square().mean(dim=0).sqrt()
-    may_norm = torch.maximum(norm(own), class_norm) + floor * count.sqrt()
-    may_peak = torch.stack([peak(e) for e in allowed]).amax(dim=0) + floor
+    class_norms = torch.stack([norm(e) for e in classes])
+    # the first draw of TF32 is truncation, an honest answer, which the others must not average away
+    class_norm = torch.maximum(class_norms[0], class_norms.square().mean(dim=0).sqrt())
+    may_norm = torch.maximum(norm(own), class_norm) + norm(flushed) + _TINY
+    may_peak = torch.stack([peak(e) for e in allowed]).amax(dim=0) + peak(flushed) + _TINY
     factor = NORMWISE_FACTOR * (1.0 + _LUCK / count.sqrt())
     total, worst = norm(error), peak(error)
     norm_share, peak_share = total / (factor * may_norm), worst / (ELEMENTWISE_FACTOR * may_peak)
@@ -220,16 +227,37 @@ def _hold_main(
 
 
 def _hold_structural(
-    error: torch.Tensor, truth: torch.Tensor, mask: torch.Tensor, out: torch.Tensor, tally: Tally
+    error: torch.Tensor,
+    truth: torch.Tensor,
+    allowed: list[torch.Tensor],
+    mask: torch.Tensor,
+    out: torch.Tensor,
+    parameters: dict[str, torch.Tensor],
+    tally: Tally,
 ) -> None:
-    """An output that no tap reaches is its constant, up to one rounding of the dtype."""
+    """An output that no tap reaches is zero or a parameter, up to one rounding of the dtype.
+
+    If the reference computes it, as a second layer does with the bias of a first, it may also lose what the
+    class loses of such outputs.
+    """
     info = torch.finfo(out.dtype)
     unit = info.eps * _finite(truth).abs() + info.smallest_normal
-    units = (error * mask).abs() / unit
+    off = (error * mask).abs()
+    if bool((off > unit).any()):
+        # the same in every sample; to tell is slow, and most answers need no more than a rounding
+        computed = mask & ~_is_copy(truth[:1], parameters)
+        unit = unit + computed * ELEMENTWISE_FACTOR * max(float((e * computed).abs().max()) for e in allowed)
+    units = off / unit
     worst = float(units.max())
     tally.add(PopulationError("structural", 0.0, 1.0, worst, 1.0))
     if not worst <= 1.0:
         tally.wrong = f"values where no tap reaches: {_first(units > 1.0, out, truth)}"
+
+
+def _is_copy(truth: torch.Tensor, parameters: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Whether each value is zero or an element of a vector of parameters: nothing was computed."""
+    vectors = [value for value in parameters.values() if value.dim() == 1 and value.is_floating_point()]
+    return torch.isin(truth, torch.cat([truth.new_zeros(1), *(v.to(truth.dtype) for v in vectors)]))
 
 
 def _rows(x: torch.Tensor, slices: bool) -> torch.Tensor:

@@ -27,7 +27,7 @@ class Company:
         self.zygotes = Zygotes(device)
         self._contestants: dict[str, Contestant] = {}
         self._trusted: Contestant | None = None
-        self._trusted_case: Case | None = None
+        self._trusted_for: tuple[Case, tuple[str, ...]] | None = None
 
     def contestant(self, solution: load.Solution, role: str = "solution") -> Contestant:
         """The solution's own process in a role, forked if there is none."""
@@ -64,8 +64,9 @@ class Company:
 
     def trusted(self, case: Case, baselines: tuple[str, ...]) -> Contestant:
         """The baselines' process, built for the case; raises NoBaseline."""
-        if self._trusted is not None and self._trusted_case is case:
+        if self._trusted is not None and self._trusted_for == (case, baselines):
             return self._trusted
+        self.release_trusted()
         if self._trusted is None:
             self._trusted = Contestant(self.zygotes, self.limits.memory_bytes)
         try:
@@ -73,23 +74,23 @@ class Company:
             self.build(case, self._trusted, case.job(source, digest, "reference", "Model", baselines))
         except Foul as foul:
             raise NoBaseline(foul) from foul
-        self._trusted_case = case
+        self._trusted_for = case, baselines
         return self._trusted
 
     def release_trusted(self) -> None:
         """Have the baselines drop their cell."""
-        if self._trusted is not None and self._trusted_case is not None:
+        if self._trusted is not None and self._trusted_for is not None:
             try:
                 self._trusted.leave(self.limits.call_s)
             except Foul:
                 self.drop_trusted()
-        self._trusted_case = None
+        self._trusted_for = None
 
     def drop_trusted(self) -> None:
         """Kill the baselines' process."""
         if self._trusted is not None:
             self._trusted.close()
-        self._trusted = self._trusted_case = None
+        self._trusted = self._trusted_for = None
 
     def close(self) -> None:
         """Let all processes go."""

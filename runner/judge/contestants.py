@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import select
 import signal
@@ -20,7 +21,7 @@ from typing import Any
 
 import torch
 
-from runner import channel, cuda_ipc
+from runner import arithmetic, channel, cuda_ipc
 from runner.channel import BadFrame, Call, Fault, Frame, Kind, Output, Page
 from runner.contestant.scratch import clear
 from runner.judge.zygotes import Zygotes
@@ -67,6 +68,7 @@ class Contestant:
         self.sock = ours
         self.blocks: list[torch.Tensor] = []
         self.launches: list[Frame] = []
+        self.kernels: list[Frame] = []
         self.gate_address = 0
         self._mapped: list[int] = []
         self._seq = 0
@@ -222,6 +224,14 @@ class Contestant:
         flat = block[out.offset_bytes : out.offset_bytes + size].view(dtype)
         return flat.as_strided(out.shape, out.strides)
 
+    def trace(self, deadline_s: float) -> list[Frame]:
+        """Have a call traced; returns a frame for each kernel, or one that says why there is none."""
+        self.kernels.clear()
+        self.ring(Call.TRACE)
+        self.wait("trace", deadline_s)
+        self._take_frames("trace")
+        return self.kernels[:]
+
     def _expect(self, kind: Kind, stage: str, deadline_s: float) -> Frame:
         end = time.monotonic() + deadline_s
         for frame in self._frames(stage, end):
@@ -232,7 +242,7 @@ class Contestant:
     def _take_frames(self, stage: str) -> None:
         """Handle what has arrived, without waiting."""
         for frame in self._frames(stage, 0.0):
-            if frame.kind not in (Kind.BUFFER, Kind.LAUNCH):
+            if frame.kind not in (Kind.BUFFER, Kind.LAUNCH, Kind.KERNEL):
                 raise self._foul(Status.MISSING, stage, f"an unexpected {frame.kind.name} frame")
 
     def _frames(self, stage: str, end: float) -> Iterator[Frame]:
@@ -262,8 +272,13 @@ class Contestant:
             if frame.kind == Kind.BUFFER:
                 self._map(frame, fds)
             elif frame.kind == Kind.LAUNCH:
-                _require_possible(frame.args)
+                _require_possible(frame)
                 self.launches.append(frame)
+            elif frame.kind == Kind.KERNEL:
+                _require_plausible(frame)
+                self.kernels.append(frame)
+                if len(self.kernels) > channel.MAX_KERNELS:
+                    raise BadFrame("more kernels than were asked for")
             elif frame.kind == Kind.ERROR:
                 raise self._foul(_FAULTS.get(frame.code, Status.MISSING), stage, frame.text)
         except (BadFrame, cuda_ipc.CudaError) as error:
@@ -342,9 +357,21 @@ class Contestant:
         clear(self.scratch)
 
 
-def _require_possible(launch: tuple[int, ...]) -> None:
+def _require_possible(launch: Frame) -> None:
     """Raise BadFrame for a launch that no device could make: occupancy is computed from its figures."""
-    *grid, warps, registers, spills, shared_bytes = launch[:7]
+    *grid, warps, registers, spills, shared_bytes = launch.args[:7]
     unknown = -1
     if min(grid) < 0 or warps < 1 or registers == 0 or min(registers, spills, shared_bytes) < unknown:
         raise BadFrame("a launch that no device could make")
+    try:
+        arithmetic.read(launch.payload)
+    except ValueError as error:
+        raise BadFrame(f"a launch in {error}") from error
+
+
+def _require_plausible(kernel: Frame) -> None:
+    """Raise BadFrame for a kernel that no trace could name: shares are computed from its time."""
+    launches, *facts = kernel.args
+    named = launches > 0 and re.fullmatch(rb"[a-z]*", kernel.payload.rstrip(b"\0"))
+    if not kernel.code and (not named or min(facts) < 0):
+        raise BadFrame("a kernel that no trace could name")

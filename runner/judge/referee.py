@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from runner import load, measure
-from runner.channel import Call
+from runner import arithmetic, load, measure
+from runner.channel import Call, Frame
 from runner.judge import check
 from runner.judge.bench import Bench, Limits
 from runner.judge.case import Case, shortage
@@ -207,7 +207,7 @@ class Referee:
                 close = tally.kernelbench_close
                 bench.prove_outputs(role)
         frames = bench.seats[role][0].launches
-        launches = tuple(_launch(f.text, f.args) for f in frames)
+        launches = tuple(map(_launch, frames))
         return Checked(tally.errors, close, CHECK_CALLS, launches, prepare_us), inspector
 
     def close(self) -> None:
@@ -233,14 +233,15 @@ def _call_alone(bench: Bench, role: str, kind: Call) -> None:
         bench.gated = gated
 
 
-def _launch(kernel: str, args: tuple[int, ...]) -> Launch:
-    x, y, z, warps, registers, spills, shared = args[:7]
+def _launch(frame: Frame) -> Launch:
+    x, y, z, warps, registers, spills, shared = frame.args[:7]
     known = registers >= 0
     return Launch(
-        kernel,
+        frame.text,
         (x, y, z),
         warps,
         registers if known else None,
         spills if known else None,
         shared if shared >= 0 else None,
+        arithmetic.read(frame.payload),
     )

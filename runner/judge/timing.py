@@ -12,13 +12,13 @@ from importlib import import_module
 from typing import Any
 
 from runner import analyse, load, measure
-from runner.channel import Call
+from runner.channel import Call, Frame
 from runner.judge.bench import Bench, NoBaseline
 from runner.judge.case import Case
 from runner.judge.company import Company
 from runner.judge.contestants import Foul
 from runner.judge.inspector import Inspector
-from runner.schema import Timed
+from runner.schema import Kernel, Timed
 
 #: The baseline that runs beside two solutions.
 CALIBRATOR = "cudnn"
@@ -36,25 +36,36 @@ class Timing:
         """Time a solution that has been checked, or say in a flag why there are no times.
 
         Where the limits ask for several processes, each has a new one for the solution and a new one for
-        the baselines; the headline is chosen in the first. Raises Foul.
+        the baselines; the headline is chosen in the first. A baseline that fails is left out, and a flag
+        says so, while there is one that may lead. Raises Foul.
         """
-        try:
-            runs = [self._rounds(inspector, baselines)]
-            for _ in range(self.company.limits.processes - 1):
-                self.company.dismiss(solution)
+        while True:
+            try:
+                return self._runs(inspector, solution, baselines)
+            except NoBaseline as failure:
                 self.company.drop_trusted()
-                inspector, _ = self.enter(solution)
-                inspector.bench.gated = not any(flag.startswith("syncs") for flag in self.flags)
-                again = tuple(b for b in baselines if b == runs[0].headline or not _may_lead(b))
-                runs.append(self._rounds(inspector, again))
-            runs[-1] = self._replay(inspector.bench, solution, runs[-1])
-            return analyse.together(runs) if len(runs) > 1 else runs[0]
-        except NoBaseline as failure:
+                self.flags.append(f"no_baseline: {failure}")
+                baselines = tuple(b for b in baselines if b != failure.variant)
+                if not failure.variant or not any(_flag(b, "HEADLINE") for b in baselines):
+                    return None
+            except measure.Disturbed as disturbed:
+                self.flags.append(f"disturbed: {disturbed}")
+                return None
+
+    def _runs(self, inspector: Inspector, solution: load.Solution, baselines: tuple[str, ...]) -> Timed:
+        """Run the rounds in each process, then what is asked beside the clock."""
+        runs = [self._rounds(inspector, baselines)]
+        for _ in range(self.company.limits.processes - 1):
+            self.company.dismiss(solution)
             self.company.drop_trusted()
-            self.flags.append(f"no_baseline: {failure}")
-        except measure.Disturbed as disturbed:
-            self.flags.append(f"disturbed: {disturbed}")
-        return None
+            inspector, _ = self.enter(solution)
+            inspector.bench.gated = not any(flag.startswith("syncs") for flag in self.flags)
+            kept = tuple(s.variant for s in runs[0].samples if not s.config.get("pilot"))
+            again = tuple(b for b in baselines if b in kept)
+            runs.append(self._rounds(inspector, again, runs[0].headline))
+        runs[-1] = self._replay(inspector.bench, solution, runs[-1])
+        timed = analyse.together(runs) if len(runs) > 1 else runs[0]
+        return replace(timed, kernels=self._kernels(inspector.bench, solution))
 
     def duel(self, mine: Inspector, other: Inspector, *, in_order: bool = False) -> Timed | None:
         """Time a solution that has been checked against another, `cudnn` beside them."""
@@ -65,7 +76,7 @@ class Timing:
         try:
             self._seat(bench, (CALIBRATOR,))
             variants = (other.variant, CALIBRATOR)
-            timed = self._measure(bench, variants, (other.variant,), in_order=in_order)
+            timed = self._measure(bench, variants, (other.variant,), variants, in_order=in_order)
         except NoBaseline as failure:
             self.company.drop_trusted()
             self.flags.append(f"no_baseline: {failure}")
@@ -77,13 +88,14 @@ class Timing:
             return timed
         return None
 
-    def _rounds(self, inspector: Inspector, baselines: tuple[str, ...]) -> Timed:
-        """Run the rounds against baselines."""
+    def _rounds(self, inspector: Inspector, baselines: tuple[str, ...], headline: str = "") -> Timed:
+        """Run the rounds against baselines; the headline is chosen among them unless it is given."""
         bench = inspector.bench
         self._seat(bench, baselines)
         # asked for baselines of which none may be the headline, compare with those
-        eligible = tuple(b for b in baselines if _may_lead(b)) or baselines
-        timed = self._measure(bench, baselines, eligible)
+        eligible = tuple(b for b in baselines if _flag(b, "HEADLINE")) or baselines
+        always = tuple(b for b in baselines if _flag(b, "COLUMN"))
+        timed = self._measure(bench, baselines, (headline,) if headline else eligible, always)
         self._check_last(inspector, timed.samples[0].calls)
         if not timed.settled:
             self.flags.append("unsettled")
@@ -101,7 +113,13 @@ class Timing:
         bench.seated[trusted.identity] = -1
 
     def _measure(
-        self, bench: Bench, variants: tuple[str, ...], eligible: tuple[str, ...], *, in_order: bool = False
+        self,
+        bench: Bench,
+        variants: tuple[str, ...],
+        eligible: tuple[str, ...],
+        always: tuple[str, ...],
+        *,
+        in_order: bool = False,
     ) -> Timed:
         """Measure without interruption; without a gate if a variant cannot stand behind one."""
         limits = self.company.limits
@@ -110,11 +128,11 @@ class Timing:
         gc.collect()
         gc.disable()
         try:
-            return measure.measure(bench, variants, eligible, rng, settings)
+            return measure.measure(bench, variants, eligible, always, rng, settings)
         except measure.Stalled as stalled:
             bench.gated = False
             self.flags.append("syncs" if str(stalled) == measure.SOLUTION else f"syncs: {stalled}")
-            return measure.measure(bench, variants, eligible, rng, settings)
+            return measure.measure(bench, variants, eligible, always, rng, settings)
         finally:
             gc.enable()
 
@@ -126,19 +144,42 @@ class Timing:
         inspector.inspect(calls, thorough=True)
 
     def _replay(self, bench: Bench, solution: load.Solution, timed: Timed) -> Timed:
-        """Add the time of a captured batch, last of all: a capture that fails may take its process along."""
+        """Add the time of a captured batch, late: a capture that fails may take its process along."""
         samples = []
         for one in timed.samples:
             graph_us = None
             if one.variant in (measure.SOLUTION, timed.headline):
                 with contextlib.suppress(Foul):
                     graph_us = bench.aside(one.variant, one.calls, Call.GRAPH)
-                if graph_us is None and one.variant == measure.SOLUTION:
-                    self.company.dismiss(solution)
-                elif graph_us is None:
-                    self.company.drop_trusted()
+                if graph_us is None:
+                    self._lose(bench, solution, one.variant)
             samples.append(replace(one, graph_us=graph_us))
         return replace(timed, samples=tuple(samples))
+
+    def _kernels(self, bench: Bench, solution: load.Solution) -> dict[str, tuple[Kernel, ...]]:
+        """Name the kernels of each variant, last of all: the profiler may stay attached to a process."""
+        named: dict[str, tuple[Kernel, ...]] = {}
+        for variant in tuple(bench.seats):
+            if variant in bench.seats:  # still: its process may have been lost with another's
+                try:
+                    frames = bench.kernels(variant)
+                    if all(frame.code for frame in frames):  # a first trace in a thread may come back empty
+                        frames = bench.kernels(variant)
+                    named[variant] = tuple(_kernel(frame) for frame in frames if not frame.code)
+                except Foul:
+                    self._lose(bench, solution, variant)
+        if not named.get(measure.SOLUTION):
+            self.flags.append("untraced")
+        return named
+
+    def _lose(self, bench: Bench, solution: load.Solution, variant: str) -> None:
+        """Let a process go that a question beside the clock has spoilt, with all that sit in it."""
+        lost, _ = bench.seats[variant]
+        bench.seats = {name: seat for name, seat in bench.seats.items() if seat[0] is not lost}
+        if variant == measure.SOLUTION:
+            self.company.dismiss(solution)
+        else:
+            self.company.drop_trusted()
 
     def _config(self, variant: str) -> dict[str, Any]:
         """What a row must say of a variant: TF32, and for baselines cuDNN's flags and the layout."""
@@ -149,6 +190,12 @@ class Timing:
         return config
 
 
-def _may_lead(baseline: str) -> bool:
-    """Whether a baseline may be the headline's denominator."""
-    return bool(import_module(f"runner.baselines.{baseline}").HEADLINE)
+def _kernel(frame: Frame) -> Kernel:
+    launches, time_ns, x, y, z, *facts = frame.args
+    library = frame.payload.rstrip(b"\0").decode("ascii")
+    return Kernel(frame.text, library, launches, round(time_ns / 1e3, 2), (x, y, z), *facts)
+
+
+def _flag(baseline: str, name: str) -> bool:
+    """What a baseline's file says of it: `HEADLINE`, `COLUMN`."""
+    return bool(getattr(import_module(f"runner.baselines.{baseline}"), name))

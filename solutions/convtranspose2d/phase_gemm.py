@@ -275,7 +275,7 @@ def tiles(layout: dict[str, int], batch: int, OH: int, OW: int, split: bool) -> 
     BOC = power_of_2(triton.cdiv(16, PHASES), OCG, widest)
     BM = power_of_2(16, min(pixels, 8192 // (SLOTS * BOC)), 64 if split else 128)
     # below a wave of 128 SMs: narrower tiles first, since they read no weight twice, then shorter ones
-    while programs() < 128 and PHASES * BOC > 16:
+    while programs() < 128 and PHASES * BOC > 16 and BOC > 1:
         BOC //= 2
     while programs() < 128 and BM > 16:
         BM //= 2

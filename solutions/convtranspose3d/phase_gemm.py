@@ -385,7 +385,7 @@ def tiles(layout: dict[str, int], rows: int, split: bool) -> dict[str, int]:
     BOC = power_of_2(triton.cdiv(16, columns), layout["OCG"], triton.cdiv(128, slots))
     BM = power_of_2(16, rows, min(128, (16384 if wide else 8192) // (slots * BOC)))
     # below a wave of 128 SMs: narrower tiles first, since they read no weight twice, then shorter ones
-    while programs() < 128 and columns * BOC > 16:
+    while programs() < 128 and columns * BOC > 16 and BOC > 1:
         BOC //= 2
     while programs() < 128 and BM > 16:
         BM //= 2

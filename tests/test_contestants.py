@@ -1,0 +1,52 @@
+"""What a contestant says of its launches and kernels is held against what is possible."""
+
+from __future__ import annotations
+
+import pytest
+
+from runner.channel import BadFrame, Frame, Kind, parse
+from runner.judge.contestants import _require_plausible, _require_possible
+
+LAUNCH = (50880, 1, 1, 4, 128, 0, 26624)
+KERNEL = (2, 363000, 50880, 1, 1, 128, 128, 26624)
+
+
+def launch(payload: bytes = b"") -> Frame:
+    return parse(Frame(Kind.LAUNCH, args=LAUNCH, payload=payload, text="kernel").pack())
+
+
+def kernel(code: int = 0, payload: bytes = b"cudnn", **changed: int) -> Frame:
+    names = ("launches", "time_ns", "x", "y", "z", "threads", "registers", "shared_bytes")
+    args = tuple({**dict(zip(names, KERNEL, strict=True)), **changed}.values())
+    return parse(Frame(Kind.KERNEL, code=code, args=args, payload=payload, text="kernel").pack())
+
+
+@pytest.mark.parametrize("payload", [b"", b"tf32", b"fp32,tf32"])
+def test_a_launch_in_known_classes_is_taken(payload: bytes) -> None:
+    _require_possible(launch(payload))
+
+
+@pytest.mark.parametrize("payload", [b"fp33", b"tf32,fp32", b"\xff" * 64])
+def test_a_launch_in_other_classes_is_refused(payload: bytes) -> None:
+    with pytest.raises(BadFrame, match="a launch in classes"):
+        _require_possible(launch(payload))
+
+
+@pytest.mark.parametrize("payload", [b"", b"triton", b"cudnn"])
+def test_a_kernel_is_taken_with_and_without_a_library(payload: bytes) -> None:
+    _require_plausible(kernel(payload=payload))
+    _require_plausible(kernel(code=1, launches=0))
+
+
+@pytest.mark.parametrize(
+    "changed", [{"launches": 0}, {"time_ns": -1}, {"z": -1}, {"shared_bytes": -(2**63)}], ids=str
+)
+def test_an_impossible_kernel_is_refused(changed: dict[str, int]) -> None:
+    with pytest.raises(BadFrame, match="no trace"):
+        _require_plausible(kernel(**changed))
+
+
+@pytest.mark.parametrize("payload", [b"<b>", b"cu dnn", b"\xff", b"a\0b"])
+def test_a_librarys_name_is_a_word(payload: bytes) -> None:
+    with pytest.raises(BadFrame, match="no trace"):
+        _require_plausible(kernel(payload=payload))
