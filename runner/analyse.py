@@ -101,19 +101,28 @@ def comparison(timed: Timed, baseline: str, target: float = TARGET) -> Compariso
     interval is Student's t over them: what differs from process to process is then part of it. Raises
     KeyError where there are no such samples, and ValueError as `compare` does.
     """
+    pairs = _pairs(timed, baseline)
+    if len(pairs) == 1:
+        return compare(*pairs[0], baseline, target)
+    medians = np.array(ratios_of_processes(timed, baseline))
+    reach = t_quantile(len(pairs) - 1) * float(medians.std(ddof=1)) / math.sqrt(len(pairs))
+    centre = median(medians)
+    rounds = sum(len(mine) for mine, _ in pairs)
+    return _comparison(baseline, centre, (centre - reach, centre + reach), rounds, target)
+
+
+def ratios_of_processes(timed: Timed, baseline: str) -> list[float]:
+    """Return the median log ratio of each process. Raises as `comparison` does."""
+    return [median(_log_ratios(*pair)) for pair in _pairs(timed, baseline)]
+
+
+def _pairs(timed: Timed, baseline: str) -> list[tuple[Sequence[float], Sequence[float]]]:
     series = {(s.process, s.variant): s.times_us for s in timed.samples if not s.config.get("pilot")}
     processes = sorted({process for process, _ in series})
     for variant in ("solution", baseline):
         if any((process, variant) not in series for process in processes or [0]):
             raise KeyError(variant)
-    pairs = [(series[p, "solution"], series[p, baseline]) for p in processes]
-    if len(pairs) == 1:
-        return compare(*pairs[0], baseline, target)
-    medians = np.array([median(_log_ratios(*pair)) for pair in pairs])
-    reach = t_quantile(len(pairs) - 1) * float(medians.std(ddof=1)) / math.sqrt(len(pairs))
-    centre = median(medians)
-    rounds = sum(len(mine) for mine, _ in pairs)
-    return _comparison(baseline, centre, (centre - reach, centre + reach), rounds, target)
+    return [(series[p, "solution"], series[p, baseline]) for p in processes]
 
 
 def times_us(timed: Timed, variant: str) -> list[float]:

@@ -17,7 +17,7 @@ DEFAULT_SWEEPS = {"cpu": ("smoke",), "cuda": ("kernelbench", "layers", "ragged",
 #: Fresh processes of a ranked run.
 RANKED_PROCESSES = 5
 #: A dry run's estimate of a cell, in seconds, from runs on two cores and on an H100.
-ESTIMATE_S = {"cpu": 0.6, "cuda": 3.0}
+ESTIMATE_S = {"cpu": 0.6, "cuda": 3.5}
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from runner.gpu_lock import DeviceBusy
 from runner.judge_process import JudgeDied
 from runner.load import ROOT, unknown
 
@@ -16,7 +17,10 @@ _MARKS = {True: "pass", False: "FAIL", None: ""}
 
 
 def run(device: str, parts: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Yield findings (`test`, `subject`, `figure`, `passed`) as they come; raises BadInput and JudgeDied."""
+    """Yield findings (`test`, `subject`, `figure`, `passed`) as they come.
+
+    Raises BadInput for a part that is none, DeviceBusy and JudgeDied.
+    """
     for part in parts:
         if part not in PARTS:
             raise unknown("part of the selftest", part, PARTS)
@@ -24,7 +28,10 @@ def run(device: str, parts: Sequence[str]) -> Iterator[dict[str, Any]]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout is not None  # noqa: S101 - a pipe was asked for
         for text in process.stdout:
-            yield json.loads(text)
+            finding = json.loads(text)
+            if "busy" in finding:
+                raise DeviceBusy(finding["busy"])
+            yield finding
     if process.returncode:
         raise JudgeDied(f"the selftest ended with code {process.returncode}")
 

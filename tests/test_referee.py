@@ -11,9 +11,9 @@ import torch
 
 from runner import load, measure
 from runner.judge import check
+from runner.judge.bench import Bench, Limits, NoBaseline
 from runner.judge.company import MAX_CONTESTANTS
 from runner.judge.contestants import Foul
-from runner.judge.bench import Bench, Limits, NoBaseline
 from runner.judge.inspector import Inspector
 from runner.judge.referee import Referee
 from runner.judge.timing import Timing

@@ -1,0 +1,62 @@
+"""Two solutions against each other: on a CPU both are checked, and times made up are shown as they are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from runner import cli, compare
+from runner.schema import Cell, Failed, Samples, Status, Timed
+
+CELL = Cell("kernelbench", "81", {}, "fp32", "tf32")
+WRONG = """
+import torch
+from torch import nn
+
+
+class ModelNew(nn.ConvTranspose2d):
+    def forward(self, x):
+        return torch.zeros_like(super().forward(x))
+"""
+
+
+def timed(solution_us: float, rival_us: float) -> Timed:
+    samples = tuple(
+        Samples(name, 1, (us,) * 24, (), 0.0, 0.0, 1.0, "cold")
+        for name, us in (("solution", solution_us), ("rival", rival_us))
+    )
+    return Timed(samples, "rival", 24, 0, 24, 1.0, "claim")
+
+
+def test_a_row_says_who_is_faster_and_by_how_much() -> None:
+    found = compare.row(compare.Duel(CELL, None, timed(100.0, 120.0), ("launch_bound",)))
+    assert found["ratio"] == pytest.approx(1.2)
+    assert (found["verdict"], found["status"], found["clock"]) == ("FASTER", "PASS", "claim")
+    assert found["low"] < 1.2 < found["high"]
+    text = compare.table([found], "table")
+    assert "1.200 [1.199, 1.201]" in text
+    assert "launch_bound" in text
+    assert json.loads(compare.table([found], "json"))[0]["other_us"] == 120.0
+
+
+def test_a_failure_has_a_reason_and_no_times() -> None:
+    failed = Failed(Status.WRONG, "check", "rival: values")
+    found = compare.row(compare.Duel(CELL, failed, None, ()))
+    assert found["status"] == "WRONG"
+    assert found["reason"] == "rival: values"
+    assert "time_us" not in found
+
+
+@pytest.mark.parametrize(("other", "code"), [("phase_gemm", 0), ("zeros.py", 1)])
+def test_both_are_checked_without_a_gpu(
+    other: str, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "zeros.py").write_text(WRONG)
+    name = other if code == 0 else str(tmp_path / other)
+    words = ["compare", "gather_gemm", name, "--problem", "convtranspose2d", "--device", "cpu"]
+    assert cli.main([*words, "--shapes", "smoke/groups", "--dtype", "fp32", "--math", "tf32"]) == code
+    shown = capsys.readouterr().out
+    assert ("both are right" in shown) == (code == 0)
+    assert ("rival: " in shown) == (code == 1)

@@ -1,0 +1,69 @@
+"""The selftest's findings as the command line shows them; what it finds needs a GPU."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runner import cli, selftest
+from runner.gpu_lock import DeviceBusy
+from runner.judge_process import JudgeDied
+from runner.load import BadInput
+
+FINDINGS: list[dict[str, Any]] = [
+    {"test": "equals", "subject": "b1", "figure": "25.9 us: SD 0.11%", "passed": True},
+    {"test": "judge's clock, batched", "subject": "b1", "figure": "bound +2.7%", "passed": None},
+    {"test": "known ratio", "subject": "b16 x1.02", "figure": "in 5 of 10 intervals", "passed": False},
+]
+
+
+@pytest.fixture
+def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A script in the place of the judge's module: it prints a file and ends with its first line's code."""
+    script, text = tmp_path / "python", tmp_path / "told"
+    script.write_text(f"#!{sys.executable}\nimport sys\ncode, *rest = open({str(text)!r})\n")
+    with script.open("a") as file:
+        file.write("sys.stdout.writelines(rest)\nsys.exit(int(code))\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    return text
+
+
+def tell(told: Path, findings: list[dict[str, Any]], code: int = 0) -> None:
+    told.write_text(f"{code}\n" + "".join(json.dumps(one) + "\n" for one in findings))
+
+
+def test_findings_come_as_they_are_told(told: Path) -> None:
+    tell(told, FINDINGS)
+    assert list(selftest.run("cuda:0", [])) == FINDINGS
+
+
+def test_a_part_that_is_none_is_named_with_the_nearest(told: Path) -> None:
+    tell(told, FINDINGS)
+    with pytest.raises(BadInput, match=r"'ratio'.*ratios"):
+        list(selftest.run("cuda:0", ["ratio"]))
+
+
+def test_a_busy_gpu_and_a_dead_judge_are_no_findings(told: Path) -> None:
+    tell(told, [{"busy": "cuda:0 is in use by process 7: wait"}])
+    with pytest.raises(DeviceBusy, match="process 7"):
+        list(selftest.run("cuda:0", []))
+    tell(told, FINDINGS[:1], code=9)
+    with pytest.raises(JudgeDied, match="code 9"):
+        list(selftest.run("cuda:0", []))
+
+
+def test_a_table_has_pass_marks() -> None:
+    lines = selftest.table(FINDINGS, "table").splitlines()
+    assert [line.split()[-1] for line in lines[2:]] == ["pass", "+2.7%", "FAIL"]
+    assert json.loads(selftest.table(FINDINGS, "json")) == FINDINGS
+    assert selftest.line(FINDINGS[2]) == "known ratio b16 x1.02: in 5 of 10 intervals FAIL"
+
+
+def test_without_a_gpu_it_says_what_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["selftest", "--device", "cpu"]) == 4
+    assert "needs a CUDA device" in capsys.readouterr().err
