@@ -115,6 +115,11 @@ def write_word(stream: int, address: int, word: int) -> None:
     _call("cuStreamWriteValue32_v2", stream, address, word, 0)
 
 
+def reset_persisting_lines() -> None:
+    """Make all lines that were told to persist in L2 ordinary ones."""
+    _call("cuCtxResetPersistingL2Cache")
+
+
 class DeviceBytes:
     """Raw device memory as `torch.as_tensor` takes it: a one-dimensional array of bytes."""
 

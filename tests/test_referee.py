@@ -154,3 +154,23 @@ def test_the_contestant_that_was_used_longest_ago_makes_room(referee: Referee) -
     assert left == [text.digest for text in (*texts[2:-1], texts[0], texts[-1])]
     with pytest.raises(ProcessLookupError):
         os.kill(first[1].pid, 0)
+
+
+def test_a_ranked_run_wants_full_isolation() -> None:
+    """Without the sandbox, which only the selftest leaves out, a run is judged and not ranked."""
+    problem, solution = (
+        load.find_problem("convtranspose2d"),
+        load.find_solution("phase_gemm", "convtranspose2d"),
+    )
+    cell = Cell("smoke", "groups", problem.sweeps(128)["smoke"]["groups"], "fp32", "tf32")
+    open_referee = Referee("cpu", Limits(build_s=60.0, call_s=30.0), confined=False)
+    try:
+        plain = open_referee.rule(problem, solution, cell, (), os.urandom(16))
+        assert (plain.failed, plain.isolation["level"]) == (None, "none")
+        open_referee.limits = Limits(build_s=60.0, call_s=30.0, processes=5)
+        ranked = open_referee.rule(problem, solution, cell, (), os.urandom(16))
+    finally:
+        open_referee.close()
+    assert ranked.failed is not None
+    assert ranked.failed.status == Status.UNSUPPORTED
+    assert "full isolation" in ranked.failed.reason

@@ -105,6 +105,12 @@ def enter(scratch: Path, *, device: str, memory_bytes: int | None = None) -> Iso
     return layers.isolation()
 
 
+def unconfined(scratch: Path) -> Isolation:
+    """Settle in `scratch` without any layer: what the selftest compares the sandbox's cost with."""
+    _settle(scratch.resolve(strict=True))
+    return Isolation("none", (), ("every layer: not asked for",))
+
+
 def allowed_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that a contestant may see.
 

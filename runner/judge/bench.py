@@ -8,6 +8,7 @@ gaps, inputs exist only inside it, and nothing that was written to an output bef
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import time
@@ -136,6 +137,9 @@ class Bench:
     def fresh(self, calls: int) -> None:
         """Draw new inputs for the next calls; all variants of a round get the same values."""
         self.case.draw(calls, self.master)
+        if self.cuda:
+            with contextlib.suppress(cuda_ipc.CudaError):  # a device without such lines
+                cuda_ipc.reset_persisting_lines()
 
     def warm_up(self, variant: str, calls: int) -> None:
         """Call without a gate: what a first call loads, or allocates, may wait for the device."""

@@ -22,9 +22,9 @@ MAX_CONTESTANTS = 4
 class Company:
     """The contestants of one judge."""
 
-    def __init__(self, device: str, limits: Limits) -> None:
+    def __init__(self, device: str, limits: Limits, *, confined: bool = True) -> None:
         self.limits = limits
-        self.zygotes = Zygotes(device)
+        self.zygotes = Zygotes(device, confined=confined)
         self._contestants: dict[str, Contestant] = {}
         self._trusted: Contestant | None = None
         self._trusted_for: tuple[Case, tuple[str, ...]] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 
 from runner import arithmetic, load, measure
 from runner.channel import Call, Frame
-from runner.judge import check
+from runner.judge import check, edges
 from runner.judge.bench import Bench, Limits
 from runner.judge.case import Case, shortage
 from runner.judge.company import Company
@@ -17,7 +18,7 @@ from runner.judge.contestants import Contestant, Foul
 from runner.judge.inputs import EXTREMES
 from runner.judge.inspector import Inspector
 from runner.judge.timing import Timing
-from runner.schema import HIDDEN, Cell, Checked, Failed, Launch, Status, Timed
+from runner.schema import HIDDEN, NOT_RANKED, Cell, Checked, Failed, Launch, Status, Timed
 
 CHECK_CALLS = 3
 FULL = "full"
@@ -38,10 +39,11 @@ class Ruling:
 class Referee:
     """Rules on cells of one problem on one device."""
 
-    def __init__(self, device: str, limits: Limits) -> None:
+    def __init__(self, device: str, limits: Limits, *, confined: bool = True) -> None:
         self.device = torch.device(device)
-        self.company = Company(device, limits)
+        self.company = Company(device, limits, confined=confined)
         self.case: Case | None = None
+        self.granted: dict[int, bool | None] = {}
 
     @property
     def limits(self) -> Limits:
@@ -61,6 +63,7 @@ class Referee:
         entropy: bytes,
     ) -> Ruling:
         """Build, check and time one solution on one cell."""
+        self._prove_sms(self.limits.sms)
         unsupported = self.prepare_case(problem, cell, entropy)
         if unsupported is not None:
             return Ruling(unsupported)
@@ -95,6 +98,7 @@ class Referee:
             "autotune_first_config": any(launch.code for launch in contestant.launches),
             "mutated_global_state": contestant.mutated_switches,
             f"emulated_sms={self.limits.sms}": self.limits.sms,
+            f"{NOT_RANKED}: another SM count was granted": self.granted.get(self.limits.sms) is False,
         }
         flags = [name for name, holds in found.items() if holds]
         timed = None
@@ -104,6 +108,22 @@ class Referee:
         if contestant.copied_outputs:
             flags.append("copied_output")
         return Ruling(None, checked, timed, isolation, tuple(flags))
+
+    def _prove_sms(self, sms: int) -> None:
+        """See once where the edge of a wave lies on a part of the GPU; None until that is known."""
+        if sms and sms not in self.granted:
+            self.granted[sms] = None
+            self.granted[sms] = edges.is_edge(edges.around(self.rule_apart, sms))
+
+    def rule_apart(self, problem: load.Problem, solution: load.Solution, cell: Cell) -> Timed | None:
+        """Time a solution against PyTorch as shipped, in processes that are gone afterwards.
+
+        A green context, for one, is for the life of a process.
+        """
+        ruling = self.rule(problem, solution, cell, ("eager",), os.urandom(16))
+        self.company.dismiss(solution)
+        self.company.drop_trusted()
+        return ruling.timed
 
     def entropy_of(self, entropy: bytes) -> str:
         """All that a ruling was drawn from: 16 bytes for the parameters, 16 for the solution's inputs."""

@@ -11,7 +11,7 @@ import math
 import os
 import statistics
 import sys
-import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from runner import analyse, gpu_lock, load, measure
+from runner.judge import edges
 from runner.judge.bench import Limits
 from runner.judge.referee import Referee
 from runner.schema import Cell, Shape, Timed
@@ -39,60 +40,26 @@ USUAL_MHZ = 1900
 #: The truth of a ratio is a share of a sleep so many times as long, whose own error counts as little.
 LONGER = 4
 
+BOUNDARY_REPEATS = 3
+BOUNDARY_SHARE = 0.15
+COLD_START_S = 1.5
+_NAMES = {True: "sandboxed", False: "without sandbox"}
+
+_ADDS = """
+from torch import nn
+
+
+class ModelNew(nn.Module):
+    def forward(self, x):
+        return x + 1.0
+"""
+
 _SLEEPER = """
 
 class ModelNew(ModelNew):
     def forward(self, x):
         y = super().forward(x)
         torch.cuda._sleep({cycles})
-        return y
-"""
-
-_STEPS_PROBLEM = """
-from typing import NamedTuple
-
-import torch
-from torch import nn
-
-
-class Shape(NamedTuple):
-    programs: int = 1
-
-
-class Model(nn.Module):
-    def forward(self, x):
-        return x + 1.0
-
-
-def get_init_inputs(shape: Shape = Shape()):
-    return []
-
-
-def get_inputs(shape: Shape = Shape()):
-    return [torch.rand(shape.programs * 1024)]
-"""
-
-_STEPS_SOLUTION = """
-import torch
-import triton
-import triton.language as tl
-from torch import nn
-
-
-@triton.jit
-def spin_kernel(x, y, one, zero, STEPS: tl.constexpr):
-    offsets = tl.program_id(0) * 1024 + tl.arange(0, 1024)
-    value = tl.load(x + offsets)
-    for _ in range(STEPS):
-        value = value * one + zero
-    tl.store(y + offsets, value + one)
-
-
-class ModelNew(nn.Module):
-    def forward(self, x):
-        y = torch.empty_like(x)
-        # a warp for each of 32: two programs on one SM share its throughput
-        spin_kernel[(x.numel() // 1024,)](x, y, 1.0, 0.0, STEPS=20000, num_warps=32)
         return y
 """
 
@@ -125,6 +92,7 @@ class Selftest:
             "processes": self.processes,
             "plans": self.plans,
             "edges": self.edges,
+            "boundary": self.boundary,
         }
 
     def cell(self, subject: str) -> Cell:
@@ -249,27 +217,46 @@ class Selftest:
         sms = torch.cuda.get_device_properties(self.device).multi_processor_count
         for granted in (sms, 128) if sms > 128 else (sms,):
             self.referee.limits = replace(self.limits, sms=0 if granted == sms else granted)
-            times_us = {n: self._steps(n) for n in (granted - 1, granted, granted + 1)}
+            times_us = edges.around(self.referee.rule_apart, granted)
             self.referee.limits = self.limits
-            before, on, past = times_us.values()
             text = ", ".join(f"{n} programs {t:.1f} us" for n, t in times_us.items())
-            passed = on < 1.1 * before and past > 1.3 * on
-            yield Finding("wave edge", f"{granted} of {sms} SMs", text, passed)
+            yield Finding("wave edge", f"{granted} of {sms} SMs", text, edges.is_edge(times_us))
 
-    def _steps(self, programs: int) -> float:
-        """Time that many programs of a kernel that is bound by arithmetic, in us."""
-        with tempfile.TemporaryDirectory(prefix="kernelwave-") as folder:
-            path = Path(folder) / "steps.py"
-            path.write_text(_STEPS_PROBLEM)
-            problem = load.Problem("steps", path, _STEPS_PROBLEM)
-            solution = load.Solution("spin", Path("spin.py"), _STEPS_SOLUTION)
-            cell = Cell("selftest", str(programs), {"programs": programs}, "fp32", "tf32")
-            ruling = self.referee.rule(problem, solution, cell, ("eager",), os.urandom(16))
-        self.referee.company.dismiss(solution)  # a green context is for the life of a process
-        self.referee.company.drop_trusted()
-        if ruling.timed is None:
-            return math.nan
-        return analyse.median(analyse.times_us(ruling.timed, "solution"))
+    def boundary(self) -> Iterator[Finding]:
+        """What the sandbox costs: the wall time of a cell against the same without it, and a cold start."""
+        cell, walls_s = self.cell("b16"), {}
+        for confined in (True, False):
+            referee = Referee(str(self.device), self.limits, confined=confined)
+            try:
+                yield Finding("cold start", _NAMES[confined], *_cold_start(referee))
+                taken_s = []
+                for _ in range(BOUNDARY_REPEATS + 1):  # the first builds what all share
+                    begun = time.monotonic()
+                    referee.rule(self.problem, self.solution, cell, ("eager", "cudnn"), os.urandom(16))
+                    taken_s.append(time.monotonic() - begun)
+                walls_s[confined] = statistics.median(taken_s[1:])
+            finally:
+                referee.close()
+        cost = walls_s[True] / walls_s[False] - 1
+        text = f"{walls_s[True]:.2f} s a cell in the sandbox, {walls_s[False]:.2f} s without: {cost:+.1%}"
+        yield Finding("boundary", "b16", text, cost <= BOUNDARY_SHARE)
+
+
+def _cold_start(referee: Referee) -> tuple[str, bool]:
+    """Time from the fork of a contestant to the end of its first call, which launches one small kernel."""
+    solution = load.Solution("adds", Path("adds.py"), _ADDS)
+    taken_s = []
+    for _ in range(BOUNDARY_REPEATS + 1):
+        with edges.steps_problem() as steps:
+            assert referee.prepare_case(steps, edges.steps_cell(1), os.urandom(16)) is None  # noqa: S101
+            begun = time.monotonic()
+            inspector, _ = referee.enter(solution)
+            inspector.bench.fresh(1)
+            inspector.bench.warm_up(measure.SOLUTION, 1)
+            taken_s.append(time.monotonic() - begun)
+            referee.company.dismiss(solution)
+    typical_s = statistics.median(taken_s[1:])
+    return f"{typical_s:.2f} s from fork to the first answer", typical_s <= COLD_START_S
 
 
 def _median_ratio(runs: list[Timed]) -> float:
