@@ -96,7 +96,7 @@ class Board:
 def read(results: Path, root: Path = load.ROOT) -> tuple[list[Board], list[str]]:
     """Rank what `results` holds of GPUs against the files under `root`.
 
-    Returns boards by card, problem, protocol and arithmetic, and a line for each line that is no record.
+    Returns boards by card, problem, protocol (the newest first) and arithmetic, and a line for each line that is no record.
     """
     records: list[Record] = []
     problems: list[str] = []
@@ -104,7 +104,7 @@ def read(results: Path, root: Path = load.ROOT) -> tuple[list[Board], list[str]]
         found, complaints = record.read(path)
         records += [one for one in found if one.card != "cpu"]
         problems += complaints
-    groups = itertools.groupby(sorted(records, key=_group), _group)
+    groups = itertools.groupby(sorted(records, key=_newest_first), _newest_first)
     return [_board(list(group), root) for _, group in groups], problems
 
 
@@ -168,6 +168,11 @@ def _ratio(first: Comparison, other: Comparison) -> Comparison:
 
 def _group(one: Record) -> tuple[str, str, int, str]:
     return one.card, one.problem, one.protocol, one.cell.arithmetic
+
+
+def _newest_first(one: Record) -> tuple[str, str, int, str]:
+    card, problem, protocol, arithmetic = _group(one)
+    return card, problem, -protocol, arithmetic
 
 
 def _text(one: Record) -> tuple[str, str, str]:
