@@ -96,7 +96,8 @@ class Board:
 def read(results: Path, root: Path = load.ROOT) -> tuple[list[Board], list[str]]:
     """Rank what `results` holds of GPUs against the files under `root`.
 
-    Returns boards by card, problem, protocol (the newest first) and arithmetic, and a line for each line that is no record.
+    Returns boards by card, problem, protocol (the newest first) and arithmetic, and a line for each line
+    that is no record.
     """
     records: list[Record] = []
     problems: list[str] = []
