@@ -144,11 +144,25 @@ def _add_protocol(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_run(parser: argparse.ArgumentParser) -> None:
+def _add_solutions(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--problem", required=True, metavar="NAME|PATH")
     parser.add_argument(
         "--solution", action="append", default=[], metavar="NAME|PATH", help="default: all of the problem"
     )
+
+
+def _add_look(parser: argparse.ArgumentParser) -> None:
+    """Add what a command that explains, and judges nothing, looks at."""
+    _add_solutions(parser)
+    parser.add_argument(
+        "--shapes", action="append", default=[], metavar="SWEEP|LABEL|k=v,...", help="default: kernelbench"
+    )
+    parser.add_argument("--dtype", default="fp32", metavar="LIST", help="default: %(default)s")
+    parser.add_argument("--math", default="tf32", metavar="LIST", help="default: %(default)s")
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    _add_solutions(parser)
     _add_cells(parser)
     parser.add_argument(
         "--baseline", action="append", default=[], metavar="NAME", help="default: the plain ones of `list`"
@@ -222,15 +236,7 @@ def _add_prompt(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_explain(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--problem", required=True, metavar="NAME|PATH")
-    parser.add_argument(
-        "--solution", action="append", default=[], metavar="NAME|PATH", help="default: all of the problem"
-    )
-    parser.add_argument(
-        "--shapes", action="append", default=[], metavar="SWEEP|LABEL|k=v,...", help="default: kernelbench"
-    )
-    parser.add_argument("--dtype", default="fp32", metavar="LIST", help="default: %(default)s")
-    parser.add_argument("--math", default="tf32", metavar="LIST", help="default: %(default)s")
+    _add_look(parser)
     parser.add_argument(
         "--card", action="append", default=[], metavar="NAME", help="several stand side by side"
     )
@@ -249,10 +255,7 @@ def _add_explain(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_staircase(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--problem", required=True, metavar="NAME|PATH")
-    parser.add_argument(
-        "--solution", action="append", default=[], metavar="NAME|PATH", help="default: all of the problem"
-    )
+    _add_solutions(parser)
     parser.add_argument("--card", metavar="NAME", help="default: all that have records")
     parser.add_argument("--format", choices=FORMATS, default="table")
     parser.add_argument("--results", type=Path, default=ROOT / "results", metavar="DIR")
@@ -260,15 +263,7 @@ def _add_staircase(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_profile(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--problem", required=True, metavar="NAME|PATH")
-    parser.add_argument(
-        "--solution", action="append", default=[], metavar="NAME|PATH", help="default: all of the problem"
-    )
-    parser.add_argument(
-        "--shapes", action="append", default=[], metavar="SWEEP|LABEL|k=v,...", help="default: kernelbench"
-    )
-    parser.add_argument("--dtype", default="fp32", metavar="LIST", help="default: %(default)s")
-    parser.add_argument("--math", default="tf32", metavar="LIST", help="default: %(default)s")
+    _add_look(parser)
     parser.add_argument("--stage", metavar="NAME", help="count its metrics too; see `list`")
     parser.add_argument(
         "--metrics", default="", metavar="NAME,...", help="count these too (ncu --query-metrics lists them)"

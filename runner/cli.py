@@ -109,13 +109,10 @@ def _limits(options: argparse.Namespace) -> dict[str, float]:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from runner import load, pipeline, report  # noqa: PLC0415 - `--help` need not pay
+    from runner import pipeline, report  # noqa: PLC0415 - `--help` need not pay
 
-    problem = load.find_problem(options.problem)
-    names = options.solution or load.solution_names(problem.name)
-    if not names:
-        raise BadInput(f"problem '{problem.name}' has no solutions: name one with --solution PATH")
-    request = _request(options, problem, [load.find_solution(name, problem.name) for name in names])
+    problem, solutions = _chosen(options)
+    request = _request(options, problem, solutions)
     if request.output is not None and request.output.is_dir():
         raise BadInput(f"-o '{request.output}' is a directory: name a .jsonl file")
     if options.dry_run:
@@ -212,14 +209,21 @@ def _technique(solution: Solution) -> str:
     return read_header(solution.source).technique or "(no docstring)"
 
 
-def _explain(options: argparse.Namespace) -> int:
-    from runner import cards, explain, explain_table, load, plan, record  # noqa: PLC0415 - `--help` need not pay
+def _chosen(options: argparse.Namespace) -> tuple[Problem, list[Solution]]:
+    """Return the problem, and the solutions that are named or all that it has."""
+    from runner import load  # noqa: PLC0415 - `--help` need not pay
 
     problem = load.find_problem(options.problem)
     names = options.solution or load.solution_names(problem.name)
     if not names:
         raise BadInput(f"problem '{problem.name}' has no solutions: name one with --solution PATH")
-    solutions = [load.find_solution(name, problem.name) for name in names]
+    return problem, [load.find_solution(name, problem.name) for name in names]
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from runner import cards, explain, explain_table, load, plan, record  # noqa: PLC0415 - `--help` need not pay
+
+    problem, solutions = _chosen(options)
     chosen = list(dict.fromkeys(options.card or [plan.TARGET_CARD]))
     for name in chosen:
         if name not in cards.card_names():
@@ -237,13 +241,9 @@ def _explain(options: argparse.Namespace) -> int:
 
 
 def _profile(options: argparse.Namespace) -> int:
-    from runner import agreement, cards, load, observe, plan, profile_table, profiling, prompt  # noqa: PLC0415
+    from runner import agreement, cards, observe, plan, profile_table, profiling, prompt  # noqa: PLC0415
 
-    problem = load.find_problem(options.problem)
-    names = options.solution or load.solution_names(problem.name)
-    if not names:
-        raise BadInput(f"problem '{problem.name}' has no solutions: name one with --solution PATH")
-    solutions = [load.find_solution(name, problem.name) for name in names]
+    problem, solutions = _chosen(options)
     dtypes, maths = _choices("dtype", options.dtype, DTYPES), _choices("math", options.math, MATHS)
     sms = cards.load_card(plan.TARGET_CARD).sms
     cells = plan.plan_cells(problem, options.shapes or ["kernelbench"], dtypes, maths, "cuda", sms)
