@@ -7,6 +7,7 @@ the ratio. All widths are of natural logarithms of ratios, so 0.01 is one per ce
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,7 @@ CLAIM_NOISE_US = 10.0
 #: What a trusted process loses between its events and the judge's clock excuses no more than this.
 MOST_LOSS = 1.04
 #: A null may be this much longer than that of the trusted process, in us.
-NULL_NOISE_US = 40.0
+NULL_NOISE_US = 10.0
 #: Single calls take longer than those of a batch: parameters are cold, and so is the pipeline. More than
 #: this share beyond what the headline's take, and this many us, is the gain of doing calls together.
 BATCH_SHARE, BATCH_NOISE_US = 0.1, 5.0
@@ -163,14 +164,18 @@ def decided(samples: Sequence[Samples], trusted: Collection[str]) -> list[Sample
     """Give each variant the series that decides: claims, if those that are not trusted may be believed.
 
     What a process that is trusted loses between its events and the judge's clock is what an honest kernel
-    may lose too. One claim that is not believed makes the judge's clock decide for all, since sides are
-    never compared by different clocks.
+    may lose too, and how much its bounds scatter is how much the judge's clock may be off: neither is asked
+    of who might gain by it. One claim that is not believed makes the judge's clock decide for all, since
+    sides are never compared by different clocks.
     """
-    longest = max((s for s in samples if s.variant in trusted), key=lambda s: sum(s.claims_us), default=None)
-    loss = 1.0 if longest is None else median(longest.times_us) / max(median(longest.claims_us), 0.01)
-    loss = min(max(loss, 1.0), MOST_LOSS)
-    honest = all(believable(s, loss) for s in samples if s.variant not in trusted)
-    return [by_clock(s, CLAIM if honest else JUDGE) for s in samples]
+    honest = [s for s in samples if s.variant in trusted and s.claims_us]
+    longest = max(honest, key=lambda s: median(s.claims_us), default=None)
+    loss, noise_us = 1.0, 0.0
+    if longest is not None:
+        loss = min(max(median(longest.times_us) / max(median(longest.claims_us), 0.01), 1.0), MOST_LOSS)
+        noise_us = 3 * 1.4826 * 1.2533 * mad(longest.times_us) / math.sqrt(len(longest.times_us))
+    believed = all(believable(s, loss, noise_us) for s in samples if s.variant not in trusted)
+    return [by_clock(s, CLAIM if believed else JUDGE) for s in samples]
 
 
 def null_of(own_us: Sequence[float], trusted_us: Sequence[float] | None) -> float:
@@ -191,12 +196,11 @@ def gains_by_batching(
     return alone_us - batch_us > BATCH_SHARE * alone_us + usual_us + cold_us + BATCH_NOISE_US
 
 
-def believable(samples: Samples, loss: float) -> bool:
+def believable(samples: Samples, loss: float, noise_us: float) -> bool:
     """Tell whether claims explain the judge's bound (`times_us` here), within what honest kernels lose."""
     if not samples.claims_us or min(samples.claims_us) <= 0:
         return False
-    spread_us = 3 * 1.4826 * 1.2533 * mad(samples.times_us) / math.sqrt(len(samples.times_us))
-    allowed_us = median(samples.claims_us) * loss * (1 + CLAIM_SHARE) + spread_us
+    allowed_us = median(samples.claims_us) * loss * (1 + CLAIM_SHARE) + noise_us
     return median(samples.times_us) <= allowed_us + CLAIM_NOISE_US / samples.calls
 
 
@@ -227,6 +231,8 @@ def together(runs: Sequence[Timed]) -> Timed:
         processes=len(runs),
         sm_clocks_mhz=tuple(c for run in runs for c in run.sm_clocks_mhz),
         settled=all(run.settled for run in runs),
+        disturbances=dict(sum((Counter(run.disturbances) for run in runs), Counter())),
+        batched=any(run.batched for run in runs),
     )
 
 

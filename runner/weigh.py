@@ -128,7 +128,7 @@ def _weigh(made: Record, problem: load.Problem, checked: Checked, timed: Timed) 
     made = dataclasses.replace(
         made, waves=tuple({"kernel": k, **to_json(o)} for k, o in occupied if o is not None)
     )
-    return _place(made, problem, card, time_us, max(times_us))
+    return _place(made, problem, card, time_us)
 
 
 def _witnessed(made: Record, problem: load.Problem, checked: Checked, timed: Timed) -> Record:
@@ -157,9 +157,7 @@ def _admitted_share(problem: load.Problem) -> float:
     return share if problem.foreign else getattr(problem.outline, "LIBRARY_SHARE", share)
 
 
-def _place(
-    made: Record, problem: load.Problem, card: cards.Card, time_us: float, slowest_us: float
-) -> Record:
+def _place(made: Record, problem: load.Problem, card: cards.Card, time_us: float) -> Record:
     """Place a time against the card: bytes, FLOPs, bound, floor."""
     if problem.foreign or not hasattr(problem.outline, "flops"):
         return made
@@ -185,7 +183,7 @@ def _place(
         *(["near_floor"] if time_us < NEAR_FLOOR * floor else []),
     ]
     made = dataclasses.replace(made, roofline=facts, flags=(*made.flags, *flags))
-    if slowest_us >= floor:
+    if time_us >= floor:
         return made
     failed = Failed(Status.INVALID, "time", f"{time_us:.2f} us is below the byte floor of {floor:.2f} us")
     return dataclasses.replace(made, status=Status.INVALID, failed=failed, timed=None, comparisons=())

@@ -402,9 +402,29 @@ def test_a_claim_is_believed_as_far_as_honest_processes_lose(
 
 
 def test_noise_of_the_judges_clock_is_no_lie():
+    """It scatters for all alike, and is asked of the trusted process."""
     random = rng(3)
-    bounds_us = tuple(float(t) for t in 100 + 20 * random.standard_normal(24))
-    noisy = Samples(
-        "solution", 64, bounds_us, (100.0,) * 24, null_us=0.0, null_mad_us=0.0, issue_us=0.0, l2="cold"
+    noisy = [
+        Samples(
+            variant,
+            64,
+            tuple(float(t) for t in 100 + 20 * random.standard_normal(24)),
+            (100.0,) * 24,
+            null_us=0.0,
+            null_mad_us=0.0,
+            issue_us=0.0,
+            l2="cold",
+        )
+        for variant in ("solution", "cudnn")
+    ]
+    assert clock_of(decided(noisy, ["cudnn"])) == CLAIM
+
+
+@pytest.mark.parametrize("delay_us", [1e3, 45e3, 60e3])
+def test_a_solution_that_makes_its_own_noise_is_not_believed(delay_us: float):
+    """Every second answer comes late: the spread of its own bounds would allow any claim."""
+    late = tuple(2000.0 + delay_us * (n % 2) for n in range(24))
+    liar = Samples(
+        "solution", 1, late, (0.1 * 2000.0,) * 24, null_us=0.0, null_mad_us=0.0, issue_us=0.0, l2="cold"
     )
-    assert clock_of(decided([noisy, claimed("cudnn", 100.0, 100.0)], ["cudnn"])) == CLAIM
+    assert clock_of(decided([liar, claimed("cudnn", 2000.0, 2030.0, calls=1)], ["cudnn"])) == JUDGE

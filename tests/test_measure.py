@@ -241,16 +241,16 @@ def test_a_device_that_is_no_longer_idle_gives_no_times(calm_windows: int) -> No
 
 
 def test_each_process_has_its_own_null() -> None:
-    bench = FakeBench(TIMES_US, nulls_us={"own": 50.0, "trusted": 20.0})
+    bench = FakeBench(TIMES_US, nulls_us={"own": 28.0, "trusted": 20.0})
     timed = take(bench)
     for variant, samples in by_variant(timed).items():
         assert samples.times_us == pytest.approx([TIMES_US[variant]] * len(samples.times_us))
         assert samples.bounds_us == pytest.approx([TIMES_US[variant]] * len(samples.times_us))
         assert samples.claims_us == ()
-        assert samples.null_us == (50.0 if variant == SOLUTION else 20.0)
+        assert samples.null_us == (28.0 if variant == SOLUTION else 20.0)
         assert samples.null_mad_us == 0.0
         assert samples.issue_us == pytest.approx(5.0 + 9.0 / samples.calls)
-    assert timed.handshake_us == 50.0
+    assert timed.handshake_us == 28.0
 
 
 def test_one_null_is_taken_per_process_and_round() -> None:

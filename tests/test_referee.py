@@ -174,3 +174,45 @@ def test_a_ranked_run_wants_full_isolation() -> None:
     assert ranked.failed is not None
     assert ranked.failed.status == Status.UNSUPPORTED
     assert "full isolation" in ranked.failed.reason
+
+
+def test_a_process_that_was_stopped_goes_on_when_it_is_armed(referee: Referee) -> None:
+    contestant = referee.company.contestant(load.find_solution("gather_gemm", "convtranspose2d"))
+
+    def state() -> str:
+        return Path(f"/proc/{contestant.pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+    contestant.pause()
+    assert state() == "T"
+    contestant.arm()
+    assert state() != "T"
+
+
+def test_nothing_is_kept_of_a_trusted_process_that_has_gone(referee: Referee) -> None:
+    """Its outputs were mapped; where they lay may be nobody's memory now, or somebody else's."""
+    bench = seated(referee)
+    bench.fresh(1)
+    bench.sample("eager", 1)
+    assert bench.places["eager"]
+    assert bench.fence.views
+    bench.forget_trusted()
+    assert (bench.seats, bench.places, bench.fence.views) == ({}, {}, [])
+
+
+def test_a_ranked_run_that_starts_again_does_so_in_a_new_process(
+    referee: Referee, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pids: list[int] = []
+
+    def runs(_: Timing, inspector: Inspector, __: object, baselines: tuple[str, ...]) -> None:
+        pids.append(inspector.bench.seats[measure.SOLUTION][0].pid)
+        if "cudnn" in baselines:
+            raise NoBaseline(Foul(Status.OOM, "call", "no memory"), "cudnn")
+
+    monkeypatch.setattr(Timing, "_runs", runs)
+    solution = load.find_solution("gather_gemm", "convtranspose2d")
+    referee.limits = Limits(build_s=60.0, call_s=30.0, processes=5)
+    inspector, _ = referee.enter(solution)
+    timing = Timing(referee.company, referee._current(), referee.enter, [])
+    assert timing.time(inspector, solution, ("eager", "cudnn")) is None
+    assert len(set(pids)) == 2

@@ -75,6 +75,7 @@ class Contestant:
         self.seats: list[Seat] = []
         self.model: nn.Module | None = None
         self.green: Any = None
+        self.sms = 0
         self.switches = switches.snapshot()
         self.returning = threading.Event()
         self.failure: BaseException | None = None
@@ -137,7 +138,10 @@ class Contestant:
 
     def restrict(self, sms: int) -> None:
         """Have all calls run in a stream of a green context, which has that many SMs; 0 for the whole GPU."""
+        if self.green is not None and sms != self.sms:
+            raise RuntimeError(f"this process has {self.sms} SMs for its life, not {sms}")
         if sms and self.green is None:
+            self.sms = sms
             from torch.cuda.green_contexts import GreenContext  # noqa: PLC0415 - where it is asked for
 
             self.green = GreenContext.create(num_sms=sms, device_id=self.device.index or 0)

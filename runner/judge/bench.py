@@ -32,6 +32,7 @@ IDLE_WAIT_S = 1.0
 #: An honest contestant launches a batch in a few ms; one that waits for its own results never ends.
 ISSUE_WAIT_S = 0.25
 MAX_STALLS = 2
+PRICE_TRIES = 3
 #: No slower than this are parameters read that a batch finds in L2 and a single call does not.
 COLD_BYTES_PER_US = 1e6
 #: Outputs lie where they lay one of this many calls ago, or the call does not count.
@@ -108,6 +109,7 @@ class Bench:
             self.cold_us = min(case.parameters.size, self.l2_bytes) / COLD_BYTES_PER_US
             self.sweep = torch.ones(3 * self.l2_bytes // 4, dtype=torch.float32, device=case.device)
             self.sink = torch.empty((), device=case.device)
+            self.decoy = torch.empty_like(self.master)
             self.gate = torch.zeros(16, dtype=torch.int32, pin_memory=True)
             self.gate_words = self.gate.numpy()
             self.machine = Machine(str(properties.uuid))
@@ -124,6 +126,13 @@ class Bench:
     def is_trusted(self, variant: str) -> bool:
         """Whether the variant's claims are the judge's own."""
         return variant not in self.checkers
+
+    def forget_trusted(self) -> None:
+        """Drop what is known of trusted variants: their process may have gone, and its memory with it."""
+        for variant in [v for v in self.seats if self.is_trusted(v)]:
+            del self.seats[variant]
+            self.places.pop(variant, None)
+        self.fence = Fence([], self.snapshots)
 
     def process_of(self, variant: str) -> str:
         """Name the variant's process."""
@@ -164,9 +173,14 @@ class Bench:
 
     def aside(self, variant: str, calls: int, kind: Call) -> float | None:
         """Ask for a time that decides nothing, in us per call; None where there is none."""
-        contestant, _ = self._take_seat(variant)
-        contestant.ring(kind, calls)
-        claim_ns = contestant.wait("aside", self.limits.call_s)
+        try:
+            contestant, _ = self._take_seat(variant)
+            contestant.ring(kind, calls)
+            claim_ns = contestant.wait("aside", self.limits.call_s)
+        except Foul:
+            if variant in self.checkers:
+                raise
+            return None
         return None if claim_ns < 0 else claim_ns / 1e3 / calls
 
     def kernels(self, variant: str) -> list[Frame]:
@@ -180,7 +194,11 @@ class Bench:
         if state.slowdown:
             raise measure.Disturbed(state.slowdown)
         known = self.clocks_mhz
-        if known and state.sm_clock_mhz < MIN_CLOCK_SHARE * sorted(known)[len(known) // 2]:
+        if (
+            known
+            and state.sm_clock_mhz
+            and state.sm_clock_mhz < MIN_CLOCK_SHARE * sorted(known)[len(known) // 2]
+        ):
             raise measure.Disturbed(f"the SM clock fell to {state.sm_clock_mhz} MHz")
         known.append(state.sm_clock_mhz)
         self.power_capped |= state.power_capped
@@ -211,7 +229,7 @@ class Bench:
             rung = time.perf_counter_ns()
             contestant.ring(kind, calls, gate=word)
             issued = not self.cuda or contestant.wait_issued(
-                "call", ISSUE_WAIT_S if gated else self._deadline_s(kind)
+                "call", ISSUE_WAIT_S if gated else self._deadline_s(kind), watch=not gated
             )
             issue_ns = time.perf_counter_ns() - rung
         finally:
@@ -242,31 +260,41 @@ class Bench:
         for other in self.checkers:
             if other != variant:
                 self.seats[other][0].pause()
-        fill_us = self._price(variant, contestant, calls) if self.cuda else 0.0
+        fill_us = self._price(variant, calls) if self.cuda else 0.0
         contestant.arm()
         if self.cuda:
             self._settle()
         return contestant, fill_us
 
-    def _price(self, variant: str, contestant: Contestant, calls: int) -> float:
-        """Time `_fill` in us while the contestant is stopped: nobody can make the judge's part longer.
+    def _price(self, variant: str, calls: int) -> float:
+        """Time what `_fill` does, in us, on memory that is the judge's alone: nobody can make it longer.
 
-        It differs from variant to variant by the places that are spoilt, so a null does not hold it.
+        It differs from variant to variant by what is spoilt, so a null does not hold it. The work stands
+        behind a gate here, too, since launching it may take longer than the work.
         """
-        spoilt = [view for fence in self.places.get(variant, {}).values() for view in fence.views]
-        key = (variant, calls, len(spoilt), sum(view.nbytes for view in spoilt))
+        rooms = [
+            room
+            for fence in self.places.get(variant, {}).values()
+            for room in self.snapshots[: len(fence.views)]
+        ]
+        key = (variant, calls, len(rooms), sum(room.nbytes for room in rooms))
         if key not in self.prices_us:
-            contestant.pause()
-            self._settle()
+            used = calls * self.case.inputs.size
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             times_us = []
-            for _ in range(3):
+            for _ in range(PRICE_TRIES):
+                word = 1 + secrets.randbelow(2**31 - 1)
+                torch.cuda.synchronize()
+                cuda_ipc.wait_word(0, self.gate.data_ptr(), word)
                 begin.record()
-                self._fill(variant, contestant, calls)
+                for room in rooms:
+                    room.fill_(0)
+                self.decoy[:used].copy_(self.master[:used])
+                torch.sum(self.sweep, dim=0, out=self.sink)
                 end.record()
+                self.gate_words[0] = word
                 end.synchronize()
                 times_us.append(begin.elapsed_time(end) * 1e3)
-            contestant.blocks[1].zero_()  # the inputs of the call that follows must not lie there yet
             self.prices_us[key] = min(times_us)
         return self.prices_us[key]
 
@@ -387,10 +415,13 @@ class Fence:
         self.offset = 0
 
     def spoil(self) -> None:
-        """Overwrite the outputs with one value that nobody can foresee."""
+        """Overwrite the outputs with what nobody can foresee: one value, or integers at random."""
         value = secrets.randbelow(4000) / 1000 - 2
         for view in self.views:
-            view.fill_(value if view.is_floating_point() else int(value > 0))
+            if view.is_floating_point():
+                view.fill_(value)
+            else:
+                view.random_(0, 2)
 
     def close(self) -> None:
         """Enqueue what belongs inside the window."""

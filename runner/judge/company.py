@@ -67,9 +67,9 @@ class Company:
         if self._trusted is not None and self._trusted_for == (case, baselines):
             return self._trusted
         self.release_trusted()
-        if self._trusted is None:
-            self._trusted = Contestant(self.zygotes, self.limits.memory_bytes)
         try:
+            if self._trusted is None:
+                self._trusted = Contestant(self.zygotes, self.limits.memory_bytes)
             source, digest = case.problem.source, case.problem.digest
             self.build(case, self._trusted, case.job(source, digest, "reference", "Model", baselines))
         except Foul as foul:

@@ -142,6 +142,7 @@ class Contestant:
 
         It sleeps between calls, since two that spin beside the judge slow each other's host down.
         """
+        self._resume()
         if self.cuda and not self._armed:
             self._send(Frame(Kind.GO))
             self._armed = True
@@ -156,18 +157,23 @@ class Contestant:
             raise Foul(Status.MISSING, stage, "an answer to a call that was not asked")
         return int(self.page.words[5])
 
-    def wait_issued(self, stage: str, deadline_s: float) -> bool:
-        """Wait until a CUDA contestant has launched what was asked for; False at the deadline."""
-        return self._spin(_ISSUED, stage, deadline_s)
+    def wait_issued(self, stage: str, deadline_s: float, *, watch: bool) -> bool:
+        """Wait until a CUDA contestant has launched what was asked for; False at the deadline.
 
-    def _spin(self, word: int, stage: str, deadline_s: float) -> bool:
+        While the judge's own stream is gated it must not `watch` for frames: mapping a buffer may wait for
+        that stream.
+        """
+        return self._spin(_ISSUED, stage, deadline_s, watch=watch)
+
+    def _spin(self, word: int, stage: str, deadline_s: float, *, watch: bool = True) -> bool:
         words, seq = self.page.words, self._seq
         end = time.monotonic() + deadline_s
         polls = 0
         while words[word] != seq:
             polls += 1
             if polls & _POLLS_BETWEEN_FRAMES == 0:
-                self._take_frames(stage)
+                if watch:
+                    self._take_frames(stage)
                 if time.monotonic() > end:
                     return False
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field
 from typing import Any
@@ -94,11 +95,12 @@ class Referee:
         if self.limits.processes > 1 and isolation["level"] != FULL:
             return Ruling(_unranked(isolation), isolation=isolation)
         checked, inspector = self._check(solution)
+        sms = self.limits.sms
         found = {
             "autotune_first_config": any(launch.code for launch in contestant.launches),
             "mutated_global_state": contestant.mutated_switches,
-            f"emulated_sms={self.limits.sms}": self.limits.sms,
-            f"{NOT_RANKED}: another SM count was granted": self.granted.get(self.limits.sms) is False,
+            f"emulated_sms={sms}": sms,
+            f"{NOT_RANKED}: the SM count is not proved": sms and not self.granted.get(sms),
         }
         flags = [name for name, holds in found.items() if holds]
         timed = None
@@ -110,10 +112,16 @@ class Referee:
         return Ruling(None, checked, timed, isolation, tuple(flags))
 
     def _prove_sms(self, sms: int) -> None:
-        """See once where the edge of a wave lies on a part of the GPU; None until that is known."""
-        if sms and sms not in self.granted:
-            self.granted[sms] = None
-            self.granted[sms] = edges.is_edge(edges.around(self.rule_apart, sms))
+        """See where the edge of a wave lies on a part of the GPU, again with each cell until it is known."""
+        if not sms or sms in self.granted:
+            return
+        self.granted[sms] = None
+        try:
+            times_us = edges.around(self.rule_apart, sms)
+        finally:
+            del self.granted[sms]
+        if not any(map(math.isnan, times_us.values())):
+            self.granted[sms] = edges.is_edge(times_us)
 
     def rule_apart(self, problem: load.Problem, solution: load.Solution, cell: Cell) -> Timed | None:
         """Time a solution against PyTorch as shipped, in processes that are gone afterwards.

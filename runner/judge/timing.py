@@ -18,7 +18,7 @@ from runner.judge.case import Case
 from runner.judge.company import Company
 from runner.judge.contestants import Foul
 from runner.judge.inspector import Inspector
-from runner.schema import Kernel, Timed
+from runner.schema import NOT_RANKED, Kernel, Timed
 
 #: The baseline that runs beside two solutions.
 CALIBRATOR = "cudnn"
@@ -48,6 +48,8 @@ class Timing:
                 baselines = tuple(b for b in baselines if b != failure.variant)
                 if not failure.variant or not any(_flag(b, "HEADLINE") for b in baselines):
                     return None
+                if self.company.limits.processes > 1:  # this run may have failed in a later one
+                    inspector = self._anew(solution)
             except measure.Disturbed as disturbed:
                 self.flags.append(f"disturbed: {disturbed}")
                 return None
@@ -56,16 +58,25 @@ class Timing:
         """Run the rounds in each process, then what is asked beside the clock."""
         runs = [self._rounds(inspector, baselines)]
         for _ in range(self.company.limits.processes - 1):
-            self.company.dismiss(solution)
             self.company.drop_trusted()
-            inspector, _ = self.enter(solution)
-            inspector.bench.gated = not any(flag.startswith("syncs") for flag in self.flags)
+            inspector = self._anew(solution)
             kept = tuple(s.variant for s in runs[0].samples if not s.config.get("pilot"))
             again = tuple(b for b in baselines if b in kept)
             runs.append(self._rounds(inspector, again, runs[0].headline))
+        kernels = self._kernels(inspector.bench, solution)
         runs[-1] = self._replay(inspector.bench, solution, runs[-1])
-        timed = analyse.together(runs) if len(runs) > 1 else runs[0]
-        return replace(timed, kernels=self._kernels(inspector.bench, solution))
+        return replace(analyse.together(runs) if len(runs) > 1 else runs[0], kernels=kernels)
+
+    def _anew(self, solution: load.Solution) -> Inspector:
+        """Build the solution in a new process; what could not stand behind a gate need not try again."""
+        self.company.dismiss(solution)
+        inspector, _ = self.enter(solution)
+        inspector.bench.gated = not any("syncs" in flag for flag in self.flags)
+        return inspector
+
+    def _remark(self, flag: str) -> None:
+        if flag not in self.flags:
+            self.flags.append(flag)
 
     def duel(self, mine: Inspector, other: Inspector, *, in_order: bool = False) -> Timed | None:
         """Time a solution that has been checked against another, `cudnn` beside them."""
@@ -98,15 +109,16 @@ class Timing:
         timed = self._measure(bench, baselines, (headline,) if headline else eligible, always)
         self._check_last(inspector, timed.samples[0].calls)
         if not timed.settled:
-            self.flags.append("unsettled")
+            self._remark("unsettled")
         if timed.batched:
-            self.flags.append("batch_gain")
+            self._remark(f"{NOT_RANKED}: batch_gain")
         if bench.power_capped:
-            self.flags.append("power_capped")
+            self._remark("power_capped")
         samples = tuple(replace(s, config={**s.config, **self._config(s.variant)}) for s in timed.samples)
         return replace(timed, samples=samples, checked_calls=inspector.checked)
 
     def _seat(self, bench: Bench, baselines: tuple[str, ...]) -> None:
+        bench.forget_trusted()
         trusted = self.company.trusted(self.case, baselines)
         for seat, name in enumerate(baselines):
             bench.join(name, trusted, seat)
@@ -128,13 +140,25 @@ class Timing:
         gc.collect()
         gc.disable()
         try:
-            return measure.measure(bench, variants, eligible, always, rng, settings)
-        except measure.Stalled as stalled:
-            bench.gated = False
-            self.flags.append("syncs" if str(stalled) == measure.SOLUTION else f"syncs: {stalled}")
-            return measure.measure(bench, variants, eligible, always, rng, settings)
+            while True:
+                try:
+                    return measure.measure(bench, variants, eligible, always, rng, settings)
+                except measure.Stalled as stalled:
+                    self._unstall(bench, str(stalled))
         finally:
             gc.enable()
+
+    def _unstall(self, bench: Bench, variant: str) -> None:
+        """Try smaller batches, since a queue of launches is finite; then do without a gate.
+
+        A solution that waits for the device has launching in its times and the baselines', and no rank.
+        """
+        bench.stalls.clear()
+        if bench.max_calls > 1:
+            bench.max_calls = 1
+            return
+        bench.gated = False
+        self._remark(f"{NOT_RANKED}: syncs" if variant == measure.SOLUTION else f"syncs: {variant}")
 
     @staticmethod
     def _check_last(inspector: Inspector, calls: int) -> None:
@@ -144,11 +168,11 @@ class Timing:
         inspector.inspect(calls, thorough=True)
 
     def _replay(self, bench: Bench, solution: load.Solution, timed: Timed) -> Timed:
-        """Add the time of a captured batch, late: a capture that fails may take its process along."""
+        """Add the time of a captured batch, last of all: a capture that fails may take its process along."""
         samples = []
         for one in timed.samples:
             graph_us = None
-            if one.variant in (measure.SOLUTION, timed.headline):
+            if one.variant in (measure.SOLUTION, timed.headline) and one.variant in bench.seats:
                 with contextlib.suppress(Foul):
                     graph_us = bench.aside(one.variant, one.calls, Call.GRAPH)
                 if graph_us is None:
@@ -157,7 +181,7 @@ class Timing:
         return replace(timed, samples=tuple(samples))
 
     def _kernels(self, bench: Bench, solution: load.Solution) -> dict[str, tuple[Kernel, ...]]:
-        """Name the kernels of each variant, last of all: the profiler may stay attached to a process."""
+        """Name the kernels of each variant, after all that is timed: the profiler slows a host down."""
         named: dict[str, tuple[Kernel, ...]] = {}
         for variant in tuple(bench.seats):
             if variant in bench.seats:  # still: its process may have been lost with another's
