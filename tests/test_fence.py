@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from runner.judge import bench
-from runner.judge.bench import Fence
+from runner.judge import fence as module
+from runner.judge.fence import Fence
 
 
 @pytest.fixture(params=["whole", "sampled"])
 def sampled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     if request.param == "sampled":
-        monkeypatch.setattr(bench, "WHOLE_BYTES", 0)
-        monkeypatch.setattr(bench, "FENCE_BYTES", 4096)
+        monkeypatch.setattr(module, "WHOLE_BYTES", 0)
+        monkeypatch.setattr(module, "FENCE_BYTES", 4096)
     return bool(request.param == "sampled")
 
 
@@ -45,8 +45,8 @@ def test_what_is_written_after_a_whole_copy_is_not_in_it() -> None:
 
 
 def test_an_output_written_after_the_answer_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "WHOLE_BYTES", 0)
-    monkeypatch.setattr(bench, "FENCE_BYTES", 4096)
+    monkeypatch.setattr(module, "WHOLE_BYTES", 0)
+    monkeypatch.setattr(module, "FENCE_BYTES", 4096)
     views = [torch.rand(1024, 32)]  # 1024 lines, of which 32 are taken
     fence = Fence(views, [])
     missed = 0
