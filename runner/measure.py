@@ -165,29 +165,14 @@ def measure(
     patience = _Patience(MAX_INVALID_SHARE * settings.max_rounds)
     estimates = {v: patience.insist(partial(_estimate, bench, v)) for v in variants}
     calls = calls_per_sample(min(estimates.values()), max(estimates.values()), bench.max_calls)
-    pilot_calls = calls
     pilot, settled = _pilot(bench, variants, calls, rng, patience)
-    headline = analyse.headline(_samples(pilot, variants, calls, bench), eligible)
+    pilot_samples = _samples(pilot, variants, calls, bench)
+    headline = analyse.headline(pilot_samples, eligible)
     kept = [v for v in variants if v in (SOLUTION, headline) or v in always]
-    course = _Course(bench, rng, settings, patience, headline)
-    rounds = course.run(kept, calls, lambda: clock() < end)
-    samples = _decided(bench, _samples(rounds, kept, calls, bench))
-    batched = False
-    if calls > 1:
-        trusted = [v for v in kept if bench.is_trusted(v)][:1]
-        alone = course.alone(list(dict.fromkeys([SOLUTION, headline, *trusted])))
-        batched = _gains_by_batching(samples, alone, headline, bench.cold_us)
-        samples = [replace(s, single_us=_median_of(alone, s.variant)) for s in samples]
-    if batched:  # nothing may be amortised over a batch: the slower way of calling counts
-        calls = 1
-        rounds = course.run(kept, calls, lambda: clock() < end)
-        samples = _decided(bench, _samples(rounds, kept, calls, bench))
+    course = _Course(bench, rng, settings, patience, headline, lambda: clock() < end)
+    samples, rounds, batched = course.times(kept, calls)
     decides = analyse.clock_of(samples)
-    dropped = [
-        _as_pilot(analyse.by_clock(s, decides))
-        for s in _samples(pilot, variants, pilot_calls, bench)
-        if s.variant not in kept
-    ]
+    dropped = [_as_pilot(analyse.by_clock(s, decides)) for s in pilot_samples if s.variant not in kept]
     asides = [_aside(bench, s) if s.variant in (SOLUTION, headline) else s for s in samples]
     return Timed(
         samples=(*asides, *dropped),
@@ -213,12 +198,29 @@ class _Course:
     settings: Settings
     patience: _Patience
     headline: str
+    has_time: Callable[[], bool]
 
-    def run(self, variants: Sequence[str], calls: int, has_time: Callable[[], bool]) -> list[_Round]:
+    def times(self, variants: Sequence[str], calls: int) -> tuple[list[Samples], list[_Round], bool]:
+        """Return what decides, the rounds it comes from, and whether a batch was cheaper than its calls."""
+        rounds = self.run(variants, calls)
+        samples = _decided(self.bench, _samples(rounds, variants, calls, self.bench))
+        if calls == 1:
+            return samples, rounds, False
+        trusted = [v for v in variants if self.bench.is_trusted(v)][:1]
+        alone = self.alone(list(dict.fromkeys([SOLUTION, self.headline, *trusted])))
+        if not _gains_by_batching(samples, alone, self.headline, self.bench.cold_us):
+            return [replace(s, single_us=_median_of(alone, s.variant)) for s in samples], rounds, False
+        # nothing may be amortised over a batch: the slower way of calling counts
+        samples, rounds, _ = self.times(variants, 1)
+        return samples, rounds, True
+
+    def run(self, variants: Sequence[str], calls: int) -> list[_Round]:
         """Run until the interval is narrow at two looks running, or rounds or time are up."""
         rounds: list[_Round] = []
         widths: list[float] = []
-        while len(rounds) < self.settings.max_rounds and (len(rounds) < analyse.FIRST_LOOK or has_time()):
+        while len(rounds) < self.settings.max_rounds and (
+            len(rounds) < analyse.FIRST_LOOK or self.has_time()
+        ):
             rounds.append(self.one(variants, calls))
             if analyse.is_look(len(rounds)):
                 samples = _decided(self.bench, _samples(rounds, variants, calls, self.bench))

@@ -25,6 +25,7 @@ from torch import nn
 from runner import channel, cuda_ipc
 from runner.channel import Call, Fault, Frame, Kind, Page
 from runner.contestant import libc, sandbox, switches, trace, witness
+from runner.contestant.asides import ASIDES, Timer
 from runner.contestant.build import (
     TORCH_DTYPES,
     Refused,
@@ -249,8 +250,8 @@ class Contestant:
                 answer(seq, claim_ns, len(seat.held) // calls)
             elif kind == Call.NULL:
                 answer(seq, self.null(seat), 0)
-            elif kind in _ASIDES:
-                answer(seq, _ASIDES[kind](seat.forward, self.slots[:calls]), 0)
+            elif kind in ASIDES:
+                answer(seq, ASIDES[kind](seat.forward, self.slots[:calls]), 0)
             elif kind in (Call.WITNESS, Call.TRACE):
                 claim_ns = self.report(seat, kind, calls)
                 page.remark(len(switches.changed(self.switches)))
@@ -272,7 +273,7 @@ class Contestant:
         held = seat.held
         held.clear()
         self.queue_at_gate()
-        timer = _Timer(self.device)
+        timer = Timer(self.device)
         try:
             for slot in self.slots[:calls]:
                 _collect(seat.forward(*slot), held)
@@ -314,7 +315,7 @@ class Contestant:
     def null(self, seat: Seat) -> int:
         """Launch nothing worth naming: what a call costs before it does anything."""
         self.queue_at_gate()
-        timer = _Timer(self.device)
+        timer = Timer(self.device)
         if self.device.type == "cuda":
             torch.cuda._sleep(1)  # type: ignore[no-untyped-call] # noqa: SLF001 - the smallest launch there is
         timer.end()
@@ -338,84 +339,6 @@ class Contestant:
 
 #: Switches that the cell itself sets.
 _ARITHMETIC = ("allow_tf32", "precision")
-
-
-class _Timer:
-    """The contestant's own clock, a claim: CUDA events on a GPU, the host's clock elsewhere."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        if device.type == "cuda":
-            self._begin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-            self._end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-            self._begin.record()
-        self._start_ns = time.perf_counter_ns()
-
-    def end(self) -> None:
-        """All that is to be timed has been issued."""
-        if self.device.type == "cuda":
-            self._end.record()
-
-    def stop(self) -> int:
-        """Wait for the device; returns ns."""
-        if self.device.type != "cuda":
-            return time.perf_counter_ns() - self._start_ns
-        torch.cuda.synchronize(self.device)
-        return int(self._begin.elapsed_time(self._end) * 1e6)
-
-
-#: Cycles of a GPU clock in a ns, rounded up: a plug that is too long costs nothing but time.
-_CYCLES_PER_NS = 2
-_LONGEST_PLUG_NS = 50_000_000
-
-
-def _warm(forward: Callable[..., Any], slots: list[list[Any]]) -> int:
-    """Time calls on the first slot alone, after one that brings it into L2, behind a plug of their own."""
-    start = time.perf_counter_ns()
-    held = [forward(*slots[0])]
-    torch.cuda.synchronize()
-    plug_ns = min(2 * len(slots) * (time.perf_counter_ns() - start), _LONGEST_PLUG_NS)
-    torch.cuda._sleep(plug_ns * _CYCLES_PER_NS)  # type: ignore[no-untyped-call] # noqa: SLF001 - bounded
-    timer = _Timer(torch.device("cuda"))
-    for _ in slots:
-        held[:] = [forward(*slots[0])]
-    timer.end()
-    return timer.stop()
-
-
-def _steady(forward: Callable[..., Any], slots: list[list[Any]]) -> int:
-    """Time a batch and its issuing on the host's clock."""
-    torch.cuda.synchronize()
-    start = time.perf_counter_ns()
-    held = [forward(*slot) for slot in slots]
-    torch.cuda.synchronize()
-    took_ns = time.perf_counter_ns() - start
-    held.clear()
-    return took_ns
-
-
-def _graph(forward: Callable[..., Any], slots: list[list[Any]]) -> int:
-    """Time the replay of a captured batch; -1 where it cannot be captured."""
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph):
-            held = [forward(*slot) for slot in slots]
-        graph.replay()
-        timer = _Timer(torch.device("cuda"))
-        graph.replay()
-        timer.end()
-        took_ns = timer.stop()
-        held.clear()
-    except Exception:  # noqa: BLE001 - whatever a forward does that a capture forbids
-        return -1
-    return took_ns
-
-
-_ASIDES: dict[int, Callable[[Callable[..., Any], list[list[Any]]], int]] = {
-    Call.WARM: _warm,
-    Call.STEADY: _steady,
-    Call.GRAPH: _graph,
-}
 
 
 def _collect(result: object, held: list[torch.Tensor]) -> None:
