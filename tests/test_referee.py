@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from conftest import wait_until
 
 from runner import load, measure
 from runner.judge import check
@@ -183,9 +184,9 @@ def test_a_process_that_was_stopped_goes_on_when_it_is_armed(referee: Referee) -
         return Path(f"/proc/{contestant.pid}/stat").read_text().rpartition(")")[2].split()[0]
 
     contestant.pause()
-    assert state() == "T"
+    wait_until(lambda: state() == "T", "a stop to arrive", 10.0)
     contestant.arm()
-    assert state() != "T"
+    wait_until(lambda: state() != "T", "the process to go on", 10.0)
 
 
 def test_nothing_is_kept_of_a_trusted_process_that_has_gone(referee: Referee) -> None:
