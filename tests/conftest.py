@@ -97,9 +97,14 @@ class CommandLine:
         assert list(self.temporary.iterdir()) == []
 
     def _left_behind(self) -> set[int]:
-        """Return the processes that outlived their run; the dead among them are buried."""
+        """Return the processes that outlived their run, and bury the dead among them.
+
+        Those count once more: what a process that has just died leaves behind is not in this list yet.
+        """
         orphans = children(os.getpid()) - self._others
-        return {pid for pid in orphans if os.waitpid(pid, os.WNOHANG) == (0, 0)}
+        for pid in orphans:
+            os.waitpid(pid, os.WNOHANG)
+        return orphans
 
 
 @pytest.fixture(scope="session")
