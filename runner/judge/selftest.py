@@ -28,7 +28,7 @@ PROBLEM, SOLUTION = "convtranspose2d", "phase_gemm"
 #: Shapes of `PROBLEM`, changed from its default, from about 20 us to 1 ms on an H100.
 SUBJECTS: dict[str, Shape] = {"b1": {"batch": 1}, "b3": {"batch": 3}, "b16": {}, "b40": {"batch": 40}}
 REPEATS, RATIO_REPEATS, PROCESSES = 12, 10, 10
-#: Standard deviation of an estimate of equals, by the time of a call; and the same for half that time.
+#: Standard deviation that an estimate of equals may have, from SHORT_US a call on and below.
 EQUAL_SD, SHORT_US, SHORT_SD = 0.003, 80.0, 0.01
 FALSE_CALLS = 0.05
 RATIOS = (1.02, 1.05)
