@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 #: Changed with anything that moves numbers; tables never mix two protocols.
-PROTOCOL = 2
+PROTOCOL = 3
 #: Changed with the layout of a record.
 SCHEMA = 1
 

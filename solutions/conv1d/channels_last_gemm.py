@@ -278,11 +278,12 @@ def geometry(layer: nn.Conv1d) -> dict[str, int]:
 def copies_input(layout: dict[str, int], itemsize: int, split: bool) -> bool:
     """Say whether a channels-last copy of the input saves more than it costs."""
     # products per input value. A copied value costs 8 bytes of an H100's 3.35 TB/s; if products then run at
-    # 250 instead of 150 TFLOP/s in TF32, that is even at 450. With fp32 accuracy three products share a load,
-    # so there is less to gain; values of 2 bytes are cheaper to copy, and in place loaded 2 bytes at a time.
+    # 250 instead of 150 TFLOP/s in TF32, that is even at 450. With fp32 accuracy three products share a load:
+    # x in place was faster in every problem that had a copy (62: 3.6 against 4.5 ms). Values of 2 bytes are
+    # cheaper to copy, and in place loaded 2 bytes at a time.
     reuse = layout["OCG"] * layout["KL"] / layout["SL"]
-    least = 2000 if split else 500 if itemsize == 4 else 200
-    return layout["ICG"] >= 16 and reuse >= least
+    # 16 channels are half a line of memory (63: 5.4 ms in place, 5.7 with a copy)
+    return not split and layout["ICG"] >= 32 and reuse >= (500 if itemsize == 4 else 200)
 
 
 def patch(layout: dict[str, int], BK: int) -> int:
@@ -333,6 +334,10 @@ def tiles(layout: dict[str, int], positions: int, itemsize: int, split: bool) ->
         ((*size, parts) for size in sizes for parts in range(1, most_parts + 1)),
         key=lambda choice: cost(*choice, steps, positions, OCG, layout["GROUPS"]),
     )
+    if PATCH > 1 and not split and (BM, BN) == (128, 128) and positions >= 128 * 256:
+        # unrolled, all positions wait for the same weights: more of them a program took problem 50 of conv2d
+        # from 0.88 to 0.56 ms
+        BM = 256
     step_bytes = (BM + BN * (2 if split else 1)) * BK * itemsize
     return {
         "COPY": copy,

@@ -227,19 +227,23 @@ def tiles(layout: dict[str, int], batch: int, OL: int, split: bool) -> dict[str,
         return triton.cdiv(batch * Q, BM) * triton.cdiv(OCG, BOC) * layout["GROUPS"]
 
     # where products decide, 128 columns share a copy of x; where the output does, half of it zeros that are
-    # joined, or registers hold factors in two parts, smaller tiles are more
+    # joined, or registers hold factors in two parts, narrower tiles are more. 64 rows of 128 columns took
+    # problem 64 from 3.8 ms, with 128, to 2.6
     wide = depth > 128 and not layout["JOINS"] and not split
     widest = min(triton.cdiv(128 if wide else 64, PHASES), triton.cdiv(128, SLOTS))
     BOC = power_of_2(triton.cdiv(16, PHASES), OCG, widest)
-    BM = power_of_2(16, min(batch * Q, (16384 if wide else 8192) // (SLOTS * BOC)), 128)
+    BM = power_of_2(16, min(batch * Q, 8192 // (SLOTS * BOC)), 128)
     # below a wave of 128 SMs: narrower tiles first, since they read no weight twice, then shorter ones
     while programs() < 128 and PHASES * BOC > 16 and BOC > 1:
         BOC //= 2
     while programs() < 128 and BM > 16:
         BM //= 2
-    # 64 values a thread, or 32
-    warps = max(4, min(16, BM * SLOTS * BOC // (1024 if split else 2048)))
-    tile = {"BM": BM, "BOC": BOC, "num_warps": warps, "num_stages": 1 if depth <= 128 else 2}
+    # 64 values a thread; with 32, factors in two parts are made twice as often (79: 1.11 against 0.76 ms)
+    warps = max(4, min(16, BM * SLOTS * BOC // 2048))
+    # a short reduction has no time for a pipeline (74: 0.85 ms with, 0.74 without), nor have three products
+    # an idle memory to fill (64: 6.8, 6.2)
+    short = depth <= 256 or split
+    tile = {"BM": BM, "BOC": BOC, "num_warps": warps, "num_stages": 1 if short else 2}
     if programs() <= 256 and layout["CHANNELS"] % 128 == 0:
         # alone on its SM a program has to keep that SM's share of the bandwidth busy: 32 KB in flight,
         # in three stages of fp32 that fit the 99 KB which a program may have on Ada

@@ -211,8 +211,13 @@ def geometry(layer: nn.ConvTranspose2d) -> dict[str, int]:
     PERIOD_H, PERIOD_W = period(SH, DH), period(SW, DW)
     shifts = KW if DW >= SW else shift(0, SW, PW, DW) - shift(KW - 1, SW, PW, DW) + 1
     PHASES = triton.next_power_of_2(min(KW, PERIOD_W))
-    # 32 products a step, a register each for a thread's row of x; tl.dot asks for 16
-    BE = power_of_2(1, shifts, 32 // power_of_2(1, ICG, 32))
+    JOINS = triton.next_power_of_2(triton.cdiv(SW, PHASES)).bit_length() - 1
+    # 32 products a step, a register each for a thread's row of x; 64 if those are all of a tap, and rows so
+    # long that a program has few (problem 81: 0.383 instead of 0.444 ms in fp32, 0.359 instead of 0.366 in
+    # TF32). tl.dot asks for 16
+    whole_tap = triton.next_power_of_2(shifts) * triton.next_power_of_2(ICG) <= 64
+    products = 64 if whole_tap and PHASES << JOINS >= 8 else 32
+    BE = power_of_2(1, shifts, products // power_of_2(1, ICG, 32))
     BI = power_of_2(triton.cdiv(16, BE), ICG, 32)
     return {
         "GROUPS": layer.groups,
@@ -232,7 +237,7 @@ def geometry(layer: nn.ConvTranspose2d) -> dict[str, int]:
         "SHIFTS": triton.cdiv(shifts, BE) * BE,
         "CHANNELS": triton.cdiv(ICG, BI) * BI,
         "PHASES": PHASES,
-        "JOINS": triton.next_power_of_2(triton.cdiv(SW, PHASES)).bit_length() - 1,
+        "JOINS": JOINS,
         "BE": BE,
         "BI": BI,
     }
@@ -258,7 +263,9 @@ def pack(weight: torch.Tensor, layout: dict[str, int], tf32: bool) -> torch.Tens
     return packed
 
 
-def tiles(layout: dict[str, int], batch: int, OH: int, OW: int, split: bool) -> dict[str, int | bool]:
+def tiles(
+    layout: dict[str, int], batch: int, OH: int, OW: int, itemsize: int, split: bool
+) -> dict[str, int | bool]:
     """Choose tile, order and pipeline for an output; `split` says that a product takes three."""
     GROUPS, OCG, PHASES = layout["GROUPS"], layout["OCG"], layout["PHASES"]
     SLOTS = PHASES << layout["JOINS"]
@@ -268,12 +275,12 @@ def tiles(layout: dict[str, int], batch: int, OH: int, OW: int, split: bool) -> 
     def programs() -> int:
         return layout["SH"] * triton.cdiv(pixels, BM) * triton.cdiv(OCG, BOC) * GROUPS
 
-    # 64 values a thread, of 16 channels where phases are few: 8 channels read x twice as often, and
-    # 16 with half the pixels were 5 % faster on problem 81 (0.365 against 0.386 ms on an H100)
+    # 32 KB of output, of 16 channels where phases are few: 8 channels read x twice as often, and 16 with half
+    # the pixels were 5 % faster on problem 81 (0.365 against 0.386 ms on an H100)
     short = depth <= 128
     widest = min(triton.cdiv(64, PHASES), triton.cdiv(128, SLOTS))
     BOC = power_of_2(triton.cdiv(16, PHASES), OCG, widest)
-    BM = power_of_2(16, min(pixels, 8192 // (SLOTS * BOC)), 64 if split else 128)
+    BM = power_of_2(16, min(pixels, 32768 // (itemsize * SLOTS * BOC)), 64 if split else 128)
     # below a wave of 128 SMs: narrower tiles first, since they read no weight twice, then shorter ones
     while programs() < 128 and PHASES * BOC > 16 and BOC > 1:
         BOC //= 2
@@ -362,7 +369,7 @@ class ModelNew(nn.Module):
         axes = layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.output_padding
         OH, OW = (output_extent(*axis) for axis in zip((H, W), *axes, strict=True))
         split = x.dtype == torch.float32 and not tf32
-        tile = tiles(self.layout, batch, OH, OW, split)
+        tile = tiles(self.layout, batch, OH, OW, x.element_size(), split)
         constants = {
             "H": H,
             "W": W,

@@ -282,8 +282,9 @@ def choose_fold(shifts: int, columns: int, slots: int, split: bool) -> int:
     Each of them has `columns` columns, and `slots` with those of the empty phases.
     """
     # GEMMs of 32, 64 and 128 columns reach 111, 200 and 279 of 494 TFLOP/s in TF32 on Hopper: as if to fetch
-    # a value through the L2 took as long as 80 to 110 products with it
-    fetch = 80 // 3 if split else 80
+    # a value through the L2 took as long as 80 to 110 products with it. Problem 58 wants 86 or more, for 8
+    # neighbours instead of 4: 0.61 against 0.69 ms
+    fetch = 26 if split else 88
 
     def cost(fold: int) -> float:
         return (shifts + fold - 1) / fold * (fetch + fold * columns)
@@ -389,8 +390,9 @@ def tiles(layout: dict[str, int], rows: int, split: bool) -> dict[str, int]:
         BOC //= 2
     while programs() < 128 and BM > 16:
         BM //= 2
-    # 64 values a thread, or 32
-    warps = max(4, min(16, BM * slots * BOC // (1024 if split else 2048)))
+    # 64 values a thread. With 32, of a factor in two parts each, problem 61 took 47 ms instead of 5.4, 77 1.2
+    # instead of 0.7
+    warps = max(4, min(16, BM * slots * BOC // 2048))
     # three stages of 128 x 128 x 32 in fp32 are 96 KB: what a program may have on Ada, and two on Hopper
     tile = {"BM": BM, "BOC": BOC, "num_warps": warps, "num_stages": 3 if depth >= 512 else 2}
     # the columns of hundreds of phases fill that by themselves
