@@ -39,8 +39,9 @@ CLAIM, JUDGE = "claim", "judge"
 #: A bound may exceed a claim by this share, and by this much of a window, for an honest kernel.
 CLAIM_SHARE = 0.01
 CLAIM_NOISE_US = 10.0
-#: What a trusted process loses between its events and the judge's clock excuses no more than this.
-MOST_LOSS = 1.04
+#: What a trusted process loses between its events and the judge's clock, whatever a window holds, excuses no
+#: more than this, and no more than this share of what is claimed.
+MOST_LOSS_US, MOST_LOSS_SHARE = 100.0, 0.12
 #: A null may be this much longer than that of the trusted process, in us.
 NULL_NOISE_US = 10.0
 #: Single calls take longer than those of a batch: parameters are cold, and so is the pipeline. More than
@@ -163,18 +164,16 @@ def headline(samples: Iterable[Samples], eligible: Collection[str]) -> str:
 def decided(samples: Sequence[Samples], trusted: Collection[str]) -> list[Samples]:
     """Give each variant the series that decides: claims, if those that are not trusted may be believed.
 
-    What a process that is trusted loses between its events and the judge's clock is what an honest kernel
-    may lose too, and how much its bounds scatter is how much the judge's clock may be off: neither is asked
-    of who might gain by it. One claim that is not believed makes the judge's clock decide for all, since
-    sides are never compared by different clocks.
+    What a process that is trusted loses in a window between its events and the judge's clock is what an
+    honest kernel may lose too, and how much its bounds scatter is how much the judge's clock may be off:
+    neither is asked of who might gain by it. One claim that is not believed makes the judge's clock decide
+    for all, since sides are never compared by different clocks.
     """
     honest = [s for s in samples if s.variant in trusted and s.claims_us]
+    loss_us = max(((median(s.times_us) - median(s.claims_us)) * s.calls for s in honest), default=0.0)
     longest = max(honest, key=lambda s: median(s.claims_us), default=None)
-    loss, noise_us = 1.0, 0.0
-    if longest is not None:
-        loss = min(max(median(longest.times_us) / max(median(longest.claims_us), 0.01), 1.0), MOST_LOSS)
-        noise_us = 3 * 1.4826 * 1.2533 * mad(longest.times_us) / math.sqrt(len(longest.times_us))
-    believed = all(believable(s, loss, noise_us) for s in samples if s.variant not in trusted)
+    noise_us = 0.0 if longest is None else 3 * error_of_median(longest.times_us) * longest.calls
+    believed = all(believable(s, loss_us, noise_us) for s in samples if s.variant not in trusted)
     return [by_clock(s, CLAIM if believed else JUDGE) for s in samples]
 
 
@@ -189,19 +188,26 @@ def gains_by_batching(
 ) -> bool:
     """Tell whether a solution's calls are cheaper in a batch by more than the headline's are.
 
-    `cold_us` is allowed besides, for parameters of its own that a batch finds in L2.
+    `cold_us` is allowed besides, for parameters of its own that a batch finds in L2, and three standard
+    errors of the difference between two series of single calls that scatter as the headline's do.
     """
     batch_us, alone_us = median(mine.times_us), median(single.times_us)
     usual_us = max(median(headline_single.times_us) - median(headline.times_us), 0.0)
-    return alone_us - batch_us > BATCH_SHARE * alone_us + usual_us + cold_us + BATCH_NOISE_US
+    noise_us = BATCH_NOISE_US + 3 * math.sqrt(2) * error_of_median(headline_single.times_us)
+    return alone_us - batch_us > BATCH_SHARE * alone_us + usual_us + cold_us + noise_us
 
 
-def believable(samples: Samples, loss: float, noise_us: float) -> bool:
-    """Tell whether claims explain the judge's bound (`times_us` here), within what honest kernels lose."""
+def believable(samples: Samples, loss_us: float, noise_us: float) -> bool:
+    """Tell whether claims explain the judge's bound (`times_us` here), within what honest kernels lose.
+
+    `loss_us` and `noise_us` are of a whole window.
+    """
     if not samples.claims_us or min(samples.claims_us) <= 0:
         return False
-    allowed_us = median(samples.claims_us) * loss * (1 + CLAIM_SHARE) + noise_us
-    return median(samples.times_us) <= allowed_us + CLAIM_NOISE_US / samples.calls
+    claimed_us = median(samples.claims_us) * samples.calls
+    excused_us = min(max(loss_us, 0.0), MOST_LOSS_US, MOST_LOSS_SHARE * claimed_us)
+    allowed_us = claimed_us * (1 + CLAIM_SHARE) + excused_us + noise_us + CLAIM_NOISE_US
+    return median(samples.times_us) * samples.calls <= allowed_us
 
 
 def by_clock(samples: Samples, clock: str) -> Samples:
@@ -240,6 +246,13 @@ def _by_judge(samples: Samples) -> Samples:
     return replace(samples, times_us=samples.bounds_us, claims_us=samples.times_us, bounds_us=())
 
 
+def by_one_clock(*series: Sequence[Samples]) -> list[list[Samples]]:
+    """Have the judge's clock decide in all series if it does in one."""
+    if all(clock_of(samples) == CLAIM for samples in series):
+        return [list(samples) for samples in series]
+    return [[_by_judge(s) if s.bounds_us else s for s in samples] for samples in series]
+
+
 def clock_of(samples: Sequence[Samples]) -> str:
     """Name the clock that decided."""
     return CLAIM if any(s.bounds_us for s in samples) else JUDGE
@@ -267,6 +280,11 @@ def median(values: Sequence[float] | Ratios) -> float:
 def mad(values: Sequence[float] | Ratios) -> float:
     """Return the median absolute deviation from the median, not scaled to a standard deviation."""
     return median(np.abs(np.asarray(values) - median(values)))
+
+
+def error_of_median(values: Sequence[float]) -> float:
+    """Return the standard error of the median of a normal series, by its median absolute deviation."""
+    return 1.4826 * 1.2533 * mad(values) / math.sqrt(len(values))
 
 
 def autocorrelation(values: Sequence[float] | Ratios) -> float:

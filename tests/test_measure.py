@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import permutations
 from math import exp, log
 
@@ -390,3 +390,20 @@ def test_calls_that_are_cheaper_together_are_timed_alone() -> None:
     assert not take(FakeBench(TIMES_US)).batched
     # what its parameters cost when they are not in L2 is no gain by batching
     assert not take(Merging({**TIMES_US, SOLUTION: 190.0}, cold_us=160.0)).batched
+
+
+def test_single_calls_that_the_judges_clock_cannot_resolve_are_no_gain_by_batching() -> None:
+    """Alone, a call of 25 us has 40 us of the judge's own in its window, more or less."""
+
+    class Coarse(FakeBench):
+        def sample(self, variant: str, calls: int) -> Window:
+            window = super().sample(variant, calls)
+            return replace(window, window_us=window.window_us + 40.0 + self.random.gauss(0, 15.0))
+
+    runs = []
+    for seed in range(20):
+        bench = Coarse({**TIMES_US, SOLUTION: 25.0}, max_calls=32, random=random.Random(seed))  # noqa: S311
+        runs.append(take(bench, seed=seed))
+    assert {run.clock for run in runs} == {"claim"}
+    assert not any(run.batched for run in runs)
+    assert {by_variant(run)[SOLUTION].single_us for run in runs} <= {None, 25.0}

@@ -298,15 +298,10 @@ class Contestant:
         return claim_ns
 
     def queue_at_gate(self) -> None:
-        """Have what is launched from here on wait for the judge's word, if this call has one.
-
-        Behind the gate the GPU switches from the judge's context to this one, in 15 to 50 us, and an event
-        does not wait for that: the smallest launch there is does, so that no claim holds it.
-        """
+        """Have what is launched from here on wait for the judge's word, if this call has one."""
         word = self.page.words[10]
         if word:
             cuda_ipc.wait_word(torch.cuda.current_stream().cuda_stream, self.gate_address, word)
-            torch.cuda._sleep(1)  # type: ignore[no-untyped-call] # noqa: SLF001
 
     def publish(self, held: list[torch.Tensor]) -> None:
         """Say on the page where outputs lie."""
