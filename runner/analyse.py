@@ -38,7 +38,7 @@ RESOLUTION = 0.001
 CLAIM, JUDGE = "claim", "judge"
 #: A bound may exceed a claim by this share, and by this much of a window, for an honest kernel.
 CLAIM_SHARE = 0.01
-CLAIM_NOISE_US = 10.0
+CLAIM_NOISE_US = 15.0
 #: What a trusted process loses between its events and the judge's clock, whatever a window holds, excuses no
 #: more than this, and no more than this share of what is claimed.
 MOST_LOSS_US, MOST_LOSS_SHARE = 100.0, 0.12

@@ -12,7 +12,7 @@ from runner.gpu_lock import DeviceBusy
 from runner.judge_process import JudgeDied
 from runner.load import ROOT, unknown
 
-PARTS = ("equals", "ratios", "processes", "plans", "edges", "boundary")
+PARTS = ("equals", "order", "ratios", "processes", "plans", "edges", "boundary")
 _MARKS = {True: "pass", False: "FAIL", None: ""}
 
 

@@ -88,6 +88,7 @@ class Selftest:
         """Name what there is to run."""
         return {
             "equals": self.equals,
+            "order": self.order,
             "ratios": self.ratios,
             "processes": self.processes,
             "plans": self.plans,
@@ -121,7 +122,7 @@ class Selftest:
         return [run for run in runs if run is not None]
 
     def equals(self) -> Iterator[Finding]:
-        """A solution against itself: spread, false verdicts, order, and both clocks."""
+        """A solution against itself: spread, false verdicts, and both clocks."""
         wrong = total = 0
         for subject in SUBJECTS:
             runs = self.duels(subject, self.solution, REPEATS)
@@ -139,6 +140,9 @@ class Selftest:
             yield self._clocks(subject, "batched", runs)
             yield self._clocks(subject, "single", self.duels(subject, self.solution, 4, single=True))
         yield Finding("false verdicts", "all", f"{wrong} of {total}", wrong <= FALSE_CALLS * total)
+
+    def order(self) -> Iterator[Finding]:
+        """What it is worth to come first in every round."""
         runs = self.duels("b3", self.solution, 6, in_order=True)
         bias = statistics.mean(math.log(analyse.comparison(run, measure.RIVAL).speedup) for run in runs)
         yield Finding(
