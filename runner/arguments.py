@@ -86,6 +86,9 @@ def parser() -> argparse.ArgumentParser:
     testing.add_argument("part", nargs="*", metavar="PART", help="default: all")
     testing.add_argument("--device", metavar="cuda:N", help="default: the first GPU")
     testing.add_argument("--format", choices=("table", "json"), default="table")
+    testing.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="append the findings as JSON lines"
+    )
     testing.set_defaults(command="selftest")
     _add_submit(commands.add_parser("submit", help="judge one file; keep it with its records if it passes"))
     _add_export(commands.add_parser("export", help="records as other suites read them"))
@@ -200,7 +203,9 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
 def _add_leaderboard(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--card", metavar="NAME", help="default: all")
     parser.add_argument("--problem", metavar="NAME", help="default: all")
-    parser.add_argument("--by", choices=("shape", "dtype"), help="default: a board for each arithmetic")
+    parser.add_argument(
+        "--by", choices=("shape", "dtype", "sweep"), help="default: a board for each arithmetic"
+    )
     parser.add_argument("--format", choices=(*FORMATS, "html"), default="table")
     parser.add_argument("--results", type=Path, default=ROOT / "results", metavar="DIR")
     output = parser.add_mutually_exclusive_group()

@@ -349,6 +349,8 @@ def _selftest(options: argparse.Namespace) -> int:
     findings = []
     for finding in selftest.run(device, options.part):
         print(selftest.line(finding), file=sys.stderr)
+        if options.output:
+            selftest.append(options.output, finding)
         findings.append(finding)
     print(selftest.table(findings, options.format))
     return EXIT_FAILED if any(one["passed"] is False for one in findings) else EXIT_DONE
@@ -388,7 +390,7 @@ def _import(options: argparse.Namespace) -> int:
 
 
 def _leaderboard(options: argparse.Namespace) -> int:
-    from runner import leaderboard, page, standings  # noqa: PLC0415 - `--help` need not pay
+    from runner import leaderboard, page, selftest, standings  # noqa: PLC0415 - `--help` need not pay
 
     if (options.format == "html") != (options.output is not None):
         raise BadInput("--format html and -o DIR go together: the page is DIR/index.html")
@@ -399,9 +401,10 @@ def _leaderboard(options: argparse.Namespace) -> int:
     if options.check or options.write:
         if options.card or options.problem or options.by:
             raise BadInput(f"{readme} shows all boards: leave --card, --problem and --by out")
+        worth = selftest.recorded(options.results)
         if options.write:
-            standings.write(readme, boards)
-        elif not standings.is_current(readme, boards):
+            standings.write(readme, boards, worth)
+        elif not standings.is_current(readme, boards, worth):
             print(
                 f"{readme} is not what its records give: python -m runner leaderboard --write",
                 file=sys.stderr,

@@ -83,14 +83,22 @@ class Entry:
 
 @dataclass(frozen=True)
 class Board:
-    """Entries with their ranks, the best first and those without a rank last; `cells` are to be covered."""
+    """Entries with their ranks, the best first and those without a rank last.
+
+    `sweeps` says how many cells of each committed sweep are to be covered.
+    """
 
     card: str
     problem: str
     protocol: int
     arithmetic: str
-    cells: int
+    sweeps: dict[str, int]
     ranked: tuple[tuple[int | None, Entry], ...]
+
+    @property
+    def cells(self) -> int:
+        """How many cells are to be covered."""
+        return sum(self.sweeps.values())
 
 
 def read(results: Path, root: Path = load.ROOT) -> tuple[list[Board], list[str]]:
@@ -186,7 +194,8 @@ def _board(records: Sequence[Record], root: Path) -> Board:
     shapes = _shapes(problem) if problem else {}
     texts = itertools.groupby(sorted(records, key=_text), _text)
     entries = [_entry(list(group), problem, shapes, root) for _, group in texts]
-    return Board(card, name, protocol, arithmetic, len(shapes), rank(entries))
+    sweeps = dict(Counter(place.partition("/")[0] for place in shapes))
+    return Board(card, name, protocol, arithmetic, sweeps, rank(entries))
 
 
 def _shapes(problem: load.Problem) -> dict[str, str]:

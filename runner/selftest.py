@@ -6,18 +6,23 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from runner.gpu_lock import DeviceBusy
 from runner.judge_process import JudgeDied
-from runner.load import ROOT, unknown
+from runner.load import ROOT, BadInput, unknown
+from runner.schema import PROTOCOL
 
 PARTS = ("equals", "order", "ratios", "processes", "plans", "edges", "boundary")
+#: A card's findings in the folder of its records.
+FILE = "selftest.jsonl"
 _MARKS = {True: "pass", False: "FAIL", None: ""}
+_SHOWN = ("test", "subject", "figure")
 
 
 def run(device: str, parts: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Yield findings (`test`, `subject`, `figure`, `passed`) as they come.
+    """Yield findings (`test`, `subject`, `figure`, `passed`, and what they were found with) as they come.
 
     Raises BadInput for a part that is none, DeviceBusy and JudgeDied.
     """
@@ -36,6 +41,49 @@ def run(device: str, parts: Sequence[str]) -> Iterator[dict[str, Any]]:
         raise JudgeDied(f"the selftest ended with code {process.returncode}")
 
 
+def append(path: Path, finding: dict[str, Any]) -> None:
+    """Add a finding to a file of JSON lines. Raises BadInput for one that cannot be written."""
+    try:
+        with path.open("a") as file:
+            file.write(json.dumps(finding) + "\n")
+    except OSError as error:
+        raise BadInput(f"cannot write '{path}': {error.strerror}") from error
+
+
+def recorded(results: Path) -> dict[str, list[dict[str, str]]]:
+    """Return a table for each card that has findings of this protocol: the latest of each test and subject.
+
+    Lines that are no findings are passed over: a file may be torn, and nothing is decided by it.
+    """
+    tables = {}
+    for path in sorted(results.glob(f"*/{FILE}")):
+        latest: dict[tuple[str, str], dict[str, str]] = {}
+        for finding in filter(_is_finding, map(_parsed, path.read_text(errors="replace").splitlines())):
+            shown = {name: str(finding[name]) for name in _SHOWN}
+            shown |= {"": _MARKS[finding["passed"]], "date": str(finding.get("time_utc", ""))[:10]}
+            latest[shown["test"], shown["subject"]] = shown
+        if latest:
+            title = f"what these numbers are worth on {path.parent.name}, protocol {PROTOCOL}"
+            tables[title] = list(latest.values())
+    return tables
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def _is_finding(line: Any) -> bool:
+    return (
+        isinstance(line, dict)
+        and line.get("protocol") == PROTOCOL
+        and all(isinstance(line.get(name), str) for name in _SHOWN)
+        and line.get("passed") in (True, False, None)
+    )
+
+
 def line(finding: dict[str, Any]) -> str:
     """Tell one finding."""
     return f"{finding['test']} {finding['subject']}: {finding['figure']} {_MARKS[finding['passed']]}".rstrip()
@@ -47,6 +95,6 @@ def table(findings: Sequence[dict[str, Any]], fmt: str) -> str:
         return json.dumps(findings, indent=1)
     from tabulate import tabulate  # noqa: PLC0415 - only where a table is drawn
 
-    rows = [{**one, "passed": _MARKS[one["passed"]]} for one in findings]
+    rows = [{name: one[name] for name in _SHOWN} | {"": _MARKS[one["passed"]]} for one in findings]
     text: str = tabulate(rows, headers="keys")
     return text

@@ -6,6 +6,7 @@ import json
 import statistics
 from typing import TYPE_CHECKING, Any
 
+from runner import summary
 from runner.leaderboard import Board, Entry, Mean, geometric_mean
 from runner.load import BadInput, read_source, unknown
 from runner.report import ABSENT, figures, render, to_csv
@@ -30,7 +31,7 @@ Line = dict[str, str]
 
 
 def show(boards: Sequence[Board], fmt: str = "table", by: str | None = None) -> str:
-    """Show boards as a table per board, or by shape, or by dtype with a column for each arithmetic.
+    """Show boards as a table per board, by shape, by sweep, or by dtype with a column for each arithmetic.
 
     `json` and `csv` hold all boards in one list, numbers in full: a row per entry, by shape one per cell.
     """
@@ -38,8 +39,8 @@ def show(boards: Sequence[Board], fmt: str = "table", by: str | None = None) -> 
         entry_rows = _cells if by == "shape" else _facts
         rows = [row for board in boards for row in entry_rows(board)]
         return json.dumps(rows, indent=1) if fmt == "json" else to_csv(rows)
-    if by == "dtype":
-        return _join(_by_dtype(boards), fmt)
+    if by in ("dtype", "sweep"):
+        return _join(_by_dtype(boards) if by == "dtype" else summary.tables(boards), fmt)
     lines = _shape_lines if by == "shape" else _lines
     tables = {_title(board): lines(board) for board in boards}
     notes = {} if by else {_title(board): _gap_notes(board) for board in boards}
@@ -57,24 +58,29 @@ def only(boards: Sequence[Board], card: str | None, problem: str | None) -> list
     return [b for b in boards if card in (None, b.card) and problem in (None, b.problem)]
 
 
-def with_generated(text: str, boards: Sequence[Board]) -> str:
-    """Return a README with the boards between its markers. Raises BadInput where it lacks one."""
+def with_generated(text: str, boards: Sequence[Board], more: dict[str, list[Line]]) -> str:
+    """Return a README with the boards, the means by sweep and `more` tables between its markers.
+
+    Raises BadInput where it lacks a marker.
+    """
     above, begin, rest = text.partition(BEGIN)
     _, end, below = rest.partition(END)
     if not (begin and end):
         raise BadInput(f"the README of the results lacks the lines '{BEGIN}' and '{END}' around its boards")
-    return f"{above}{BEGIN}\n\n{show(boards, 'github')}\n\n{END}{below}"
+    parts = [show(boards, "github")]
+    parts += [_join(tables, "github") for tables in (summary.tables(boards), more) if tables]
+    return "\n\n".join([above + BEGIN, *parts, END + below])
 
 
-def is_current(readme: Path, boards: Sequence[Board]) -> bool:
-    """Tell whether a README shows these boards. Raises BadInput for one that cannot."""
+def is_current(readme: Path, boards: Sequence[Board], more: dict[str, list[Line]]) -> bool:
+    """Tell whether a README shows these boards and tables. Raises BadInput for one that cannot."""
     text = read_source(readme)
-    return with_generated(text, boards) == text
+    return with_generated(text, boards, more) == text
 
 
-def write(readme: Path, boards: Sequence[Board]) -> None:
-    """Put the boards into a README. Raises BadInput for one that cannot be read or written."""
-    text = with_generated(read_source(readme), boards)
+def write(readme: Path, boards: Sequence[Board], more: dict[str, list[Line]]) -> None:
+    """Put boards and tables into a README. Raises BadInput for one that cannot be read or written."""
+    text = with_generated(read_source(readme), boards, more)
     try:
         readme.write_text(text)
     except OSError as error:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from runner import load
-from runner.baselines import channels_last_free
+from runner.baselines import channels_last_free, fill
 from runner.baselines import compile as compiled
 from runner.contestant.build import set_arithmetic
 from runner.schema import DTYPES, MATHS
@@ -47,6 +47,22 @@ def test_a_baseline_computes_in_the_arithmetic_of_its_cell(name: str, dtype: str
     assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == before
     assert {parameter.dtype for parameter in wrapped.parameters()} == {y.dtype} == {kind}
     assert module.FLAGS.keys() <= SWITCHES
+
+
+def test_fill_writes_what_the_model_would_and_calls_it_once_for_a_form() -> None:
+    model = Noted()
+    filled = fill.wrap(model)
+    calls = []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    for batch in (2, 2, 4):
+        x = torch.rand(batch, 3, 4, 4)
+        forms = [(y.shape, y.dtype, y.stride()) for y in Noted()(x, 2)]
+        given = filled(x, 2)
+        assert [(y.shape, y.dtype, y.stride()) for y in given] == forms
+        assert all(torch.equal(y, torch.ones_like(y)) for y in given)
+    assert len(calls) == 2
+    conv = fill.wrap(nn.Conv2d(3, 5, 3))
+    assert conv(torch.rand(1, 3, 4, 4)).shape == (1, 5, 2, 2)
 
 
 sizes = st.integers(1, 5)

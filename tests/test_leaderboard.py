@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner import cli, leaderboard, load, record, standings
+from runner import cli, leaderboard, load, record, standings, summary
 from runner.cards import load_card
 from runner.schema import (
     HIDDEN,
@@ -453,3 +453,35 @@ def test_lines_that_are_no_records_are_named_and_the_rest_is_shown(
 
 def test_the_committed_leaderboard_is_what_its_records_give() -> None:
     assert run("--check") == cli.EXIT_DONE, "python -m runner leaderboard --write"
+
+
+def test_by_sweep_means_are_of_all_cells_and_families_of_the_best(root: Path) -> None:
+    """Launch-bound cells count, gaps are told, and a family takes the faster solution of each problem."""
+    records = [made(root, "quick", place, 4.0, flags=("launch_bound",)) for place in PLACES[1:4]]
+    records += [made(root, "quick", PLACES[4], 1.0), made(root, "quick", PLACES[5], 0.25)]
+    records += [made(root, "slow", place, 2.0) for place in PLACES]
+    found = board(root, records)
+    lines = {line["solution"]: line for line in summary.tables([found]).popitem()[1]}
+    assert lines["quick"]["layers"] == "1.74 (5)"  # (4 * 4 * 4 * 1 / 4) ** (1 / 5)
+    assert lines["quick"]["kernelbench"] == "-"
+    assert lines["slow"] == {
+        "problem": "add",
+        "solution": "slow",
+        "kernelbench": "2.00 (1)",
+        "layers": "2.00 (5)",
+    }
+    (table,) = summary.tables([found, replace(found, problem="convtranspose9d")]).values()
+    (family,) = [line for line in table if line["problem"] == "all problems"]
+    assert family == {
+        "problem": "all problems",
+        "solution": summary.BEST,
+        "kernelbench": "2.00 (2)",
+        "layers": "2.00 (10)",
+    }
+    assert not [line for line in table if line["problem"] == "transposed convolutions"]
+    assert "2.00 (5)" in standings.show([found], "table", "sweep")
+
+
+def test_stale_entries_have_no_means_by_sweep(root: Path) -> None:
+    found = board(root, [made(root, "quick", PLACES[0], protocol=PROTOCOL - 1)])
+    assert summary.tables([found]) == {}

@@ -13,6 +13,7 @@ from runner import cli, selftest
 from runner.gpu_lock import DeviceBusy
 from runner.judge_process import JudgeDied
 from runner.load import BadInput
+from runner.schema import PROTOCOL
 
 FINDINGS: list[dict[str, Any]] = [
     {"test": "equals", "subject": "b1", "figure": "25.9 us: SD 0.11%", "passed": True},
@@ -60,6 +61,7 @@ def test_a_busy_gpu_and_a_dead_judge_are_no_findings(told: Path) -> None:
 def test_a_table_has_pass_marks() -> None:
     lines = selftest.table(FINDINGS, "table").splitlines()
     assert [line.split()[-1] for line in lines[2:]] == ["pass", "+2.7%", "FAIL"]
+    assert "gpu" not in selftest.table([{**FINDINGS[0], "gpu": "H"}], "table")
     assert json.loads(selftest.table(FINDINGS, "json")) == FINDINGS
     assert selftest.line(FINDINGS[2]) == "known ratio b16 x1.02: in 5 of 10 intervals FAIL"
 
@@ -67,3 +69,25 @@ def test_a_table_has_pass_marks() -> None:
 def test_without_a_gpu_it_says_what_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["selftest", "--device", "cpu"]) == 4
     assert "needs a CUDA device" in capsys.readouterr().err
+
+
+def test_the_latest_findings_of_this_protocol_are_read_whatever_else_a_file_holds(tmp_path: Path) -> None:
+    path = tmp_path / "h100_sxm" / selftest.FILE
+    path.parent.mkdir()
+    now = {"protocol": PROTOCOL, "time_utc": "2026-01-02T03:04:05+00:00"}
+    for finding in FINDINGS:
+        selftest.append(path, finding | now)
+    selftest.append(path, FINDINGS[0] | now | {"figure": "26.0 us: SD 0.10%"})
+    selftest.append(path, FINDINGS[0] | now | {"protocol": PROTOCOL - 1, "subject": "old"})
+    with path.open("ab") as file:
+        file.write(b'\xff{"test": 1}\n[]\n{"test": "torn", "sub')
+    ((title, lines),) = selftest.recorded(tmp_path).items()
+    assert title == f"what these numbers are worth on h100_sxm, protocol {PROTOCOL}"
+    assert [(line["test"], line["figure"], line[""]) for line in lines] == [
+        ("equals", "26.0 us: SD 0.10%", "pass"),
+        ("judge's clock, batched", "bound +2.7%", ""),
+        ("known ratio", "in 5 of 10 intervals", "FAIL"),
+    ]
+    assert {line["date"] for line in lines} == {"2026-01-02"}
+    with pytest.raises(BadInput, match="cannot write"):
+        selftest.append(tmp_path, FINDINGS[0])

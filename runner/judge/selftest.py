@@ -14,15 +14,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 
 from runner import analyse, gpu_lock, load, measure
-from runner.judge import edges
+from runner.judge import edges, environment
 from runner.judge.bench import Limits
 from runner.judge.referee import Referee
-from runner.schema import Cell, Shape, Timed
+from runner.schema import PROTOCOL, Cell, Shape, Timed
 
 PROBLEM, SOLUTION = "convtranspose2d", "phase_gemm"
 #: Shapes of `PROBLEM`, changed from its default, from about 20 us to 1 ms on an H100.
@@ -44,6 +45,8 @@ BOUNDARY_REPEATS = 3
 BOUNDARY_SHARE = 0.15
 COLD_START_S = 1.5
 _NAMES = {True: "sandboxed", False: "without sandbox"}
+#: What a finding says of where it was found.
+_FACTS = ("gpu", "driver", "cuda", "cudnn", "torch", "triton")
 
 _ADDS = """
 from torch import nn
@@ -283,13 +286,16 @@ def main(words: list[str]) -> None:
 
 
 def _tell(device: str, chosen: list[str]) -> None:
+    facts = environment.describe(device)
+    machine = {"protocol": PROTOCOL, **{name: facts[name] for name in _FACTS}}
     torch.cuda.set_device(torch.device(device))
     selftest = Selftest(device)
     try:
         parts = selftest.parts()
         for name in chosen or parts:
             for finding in parts[name]():
-                sys.stdout.write(json.dumps(asdict(finding)) + "\n")
+                now = datetime.now(UTC).isoformat(timespec="seconds")
+                sys.stdout.write(json.dumps(asdict(finding) | machine | {"time_utc": now}) + "\n")
                 sys.stdout.flush()
     finally:
         selftest.referee.close()
