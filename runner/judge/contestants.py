@@ -24,6 +24,7 @@ import torch
 from runner import arithmetic, channel, cuda_ipc
 from runner.channel import BadFrame, Call, Fault, Frame, Kind, Output, Page
 from runner.contestant.scratch import clear
+from runner.judge import footprint
 from runner.judge.zygotes import Zygotes
 from runner.schema import Status
 
@@ -31,6 +32,8 @@ _DONE, _ISSUED = 1, 11  # words of the page
 #: Looking for frames takes 50 us, in which an answer would not be seen: every 15 ms or so.
 _POLLS_BETWEEN_FRAMES = 0x3FFFF
 _POLL_S = 0.02
+#: Memory is counted in about 0.5 ms, where many threads run.
+_LOOK_S = 0.25
 _GRACE_S = 5.0  # from the end of a channel to the death of its process
 _MAX_FRAMES = 512  # of one wait; an honest contestant sends tens
 _FAULTS: dict[int, Status] = {
@@ -74,6 +77,7 @@ class Contestant:
         self._seq = 0
         self._armed = False
         self._paused = False
+        self._looked_at = 0.0
         hello = self._expect(Kind.HELLO, "start", 30.0)
         level, layers, missing = json.loads(hello.text)
         missing += [f"probe: {hole}" for hole in zygotes.holes()]
@@ -258,7 +262,7 @@ class Contestant:
         while True:
             left = end - time.monotonic()
             if not poll.poll(max(0.0, min(left, _POLL_S)) * 1e3):
-                self._watch_memory(stage)
+                self._watch_memory(stage, hurried=left <= 0)
                 if left <= 0:
                     return
                 continue
@@ -329,11 +333,14 @@ class Contestant:
         if self.cuda:
             torch.cuda.synchronize()
 
-    def _watch_memory(self, stage: str) -> None:
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
-            if pages * os.sysconf("SC_PAGESIZE") > self.memory_bytes:
-                raise self._foul(Status.OOM, stage, f"host memory above {self.memory_bytes >> 20} MiB")
+    def _watch_memory(self, stage: str, *, hurried: bool) -> None:
+        """Raise Foul for too much; `hurried` says that an answer must not wait for a long look."""
+        now = time.monotonic()
+        if hurried and now < self._looked_at + _LOOK_S:
+            return
+        self._looked_at = now
+        if footprint.held_bytes(self.pid) > self.memory_bytes:
+            raise self._foul(Status.OOM, stage, f"host memory above {self.memory_bytes >> 20} MiB")
 
     def _death(self, stage: str) -> Foul:
         """Name the death of a contestant: an exit code never means anything good."""
