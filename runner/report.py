@@ -64,7 +64,7 @@ def table(records: Iterable[Record], fmt: str = "table") -> str:
         return json.dumps(rows, indent=1)
     if fmt == "csv":
         return to_csv(rows)
-    return _per_group(rows, lambda group: [_line(one) for one in group], fmt, _wave_lines)
+    return _per_group(rows, _lines, fmt, _wave_lines)
 
 
 def summary(records: Iterable[Record], fmt: str = "table") -> str:
@@ -125,13 +125,17 @@ def _launches(launches: Sequence[Launch]) -> str:
 
 
 def _speed(timed: Timed, roofline: dict[str, Any]) -> Row:
-    """Compare the solution with its headline baseline and with eager; without pairs, say why not."""
+    """Compare the solution with its headline and with what ran beside it; without pairs, say why not."""
     from runner.analyse import comparison, times_us  # noqa: PLC0415 -- numpy: no table of a CPU run needs it
 
     samples = {one.variant: one for one in timed.samples if not one.config.get("pilot")}
     try:
         ratio = comparison(timed, timed.headline)
-        eager = comparison(timed, "eager") if "eager" in samples else None
+        beside = {
+            name: comparison(timed, name).speedup
+            for name in samples
+            if name == "eager" or name not in ("solution", timed.headline)
+        }
     except (KeyError, ValueError) as error:
         return {"reason": f"no comparison: {error}"}
     share = roofline.get("share_of_bound")
@@ -150,9 +154,17 @@ def _speed(timed: Timed, roofline: dict[str, Any]) -> Row:
         "high": ratio.high,
         "verdict": str(ratio.verdict),
         "rounds": ratio.rounds,
-        **({"speedup_eager": eager.speedup} if eager else {}),
+        **{f"speedup_{name}": speedup for name, speedup in beside.items()},
         **({"share_of_bound": share} if isinstance(share, float) and math.isfinite(share) else {}),
     }
+
+
+def _lines(rows: list[Row]) -> list[Line]:
+    """Turn the rows of one card into lines, without a column that nobody fills."""
+    lines = [_line(one) for one in rows]
+    if all(line.get("beside") == ABSENT for line in lines):
+        return [{name: text for name, text in line.items() if name != "beside"} for line in lines]
+    return lines
 
 
 def _line(facts: Row) -> Line:
@@ -180,10 +192,17 @@ def _line(facts: Row) -> Line:
         "best": show("best_us", lambda best_us: f"{facts['best']} {best_us:.2f}"),
         "speedup": reason or _interval(facts),
         "eager": show("speedup_eager", lambda speedup: f"{figures(speedup)}x"),
+        "beside": _beside(facts) or ABSENT,
         "bound": show("share_of_bound", "{:.0%}".format),
         "error": show("error_of_budget", figures),
         "flags": flags,
     }
+
+
+def _beside(facts: Row) -> str:
+    """Name the speed-ups over baselines that are asked for by name: fill, compile."""
+    named = {key.partition("_")[2]: facts[key] for key in facts if key.startswith("speedup_")}
+    return ", ".join(f"{name} {figures(value)}x" for name, value in named.items() if name != "eager")
 
 
 def _interval(facts: Row) -> str:

@@ -287,6 +287,16 @@ def test_json_rows_have_numbers_in_full() -> None:
     assert bad.keys().isdisjoint({"time_us", "best_us", "speedup", "low", "high", "error_of_budget"})
 
 
+def test_what_was_asked_to_run_beside_the_baselines_has_a_column_where_it_ran() -> None:
+    times_us = {"solution": 100.0, "cudnn": 183.0, "eager": 250.0, "fill": 70.0}
+    text = report.table([record(timed=timed(times_us)), record(solution="other"), failed()], "github")
+    column = [line.split("|")[-5].strip() for line in text.splitlines() if line.startswith("| ")][:4]
+    assert column == ["beside", "fill 0.70x", "-", "-"]
+    assert "beside" not in report.table([record(), failed()])
+    (row,) = json.loads(report.table([record(timed=timed(times_us))], "json"))
+    assert (row["speedup_fill"], row["speedup_eager"]) == pytest.approx((0.7, 2.5))
+
+
 def test_csv_has_a_header_and_no_empty_field() -> None:
     rows = list(csv.DictReader(io.StringIO(report.table([record(), failed(), cpu(record())], "csv"))))
     assert [one["status"] for one in rows] == ["PASS", "WRONG", "PASS"]
