@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner import cards, cli, devices, diagnosis, doctor, doctor_device, doctor_host, ncu
+from runner.commands import exits
 from runner.diagnosis import MEND, NOTE, OK, Diagnosis
 
 H100 = {
@@ -218,7 +219,7 @@ def test_this_machine_checks_and_times_nothing(capsys: pytest.CaptureFixture[str
     code = cli.main(["doctor", "--device", "cpu", "--format", "json", "--results", str(tmp_path / "results")])
     said = json.loads(capsys.readouterr().out)
     assert said["isolation"]["level"] in doctor_device.LEVELS
-    assert (code == cli.EXIT_DONE) == said["ready"]
+    assert (code == exits.EXIT_DONE) == said["ready"]
     assert "nothing is timed" in next(one["finding"] for one in said["found"] if one["subject"] == "device")
     assert said["environment"]["device"] == "cpu"
     assert not (tmp_path / "results").exists()
@@ -228,5 +229,5 @@ def test_a_device_that_is_not_there_is_no_diagnosis(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(devices, "gpus", list)
-    assert cli.main(["doctor", "--device", "cuda:0"]) == cli.EXIT_DEVICE
+    assert cli.main(["doctor", "--device", "cuda:0"]) == exits.EXIT_DEVICE
     assert "no CUDA device" in capsys.readouterr().err

@@ -17,6 +17,7 @@ from conftest import ROOT
 
 from runner import cli, explain, record
 from runner.cards import load_card
+from runner.commands import exits
 from runner.explain_table import render
 from runner.load import find_problem, find_solution
 from runner.retarget import Compiled, Forward
@@ -60,7 +61,7 @@ def test_the_documented_command_agrees_with_the_owners_measurement(tmp_path: Pat
         process.returncode = os.waitstatus_to_exitcode(status)
         out.seek(0)
         (report,) = json.load(out)
-    assert process.returncode == cli.EXIT_DONE
+    assert process.returncode == exits.EXIT_DONE
     assert usage.ru_maxrss < MEMORY_LIMIT_KB, "of the command or anything that it started"
     (launch,) = report["launches"]
     assert launch["grid"] == [50721, 1, 1]
@@ -259,7 +260,7 @@ def test_a_name_cannot_break_out_of_a_table(monkeypatch: pytest.MonkeyPatch) -> 
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["explain", "--problem", "convtranspose2d", *arguments]) == cli.EXIT_USAGE
+    assert cli.main(["explain", "--problem", "convtranspose2d", *arguments]) == exits.EXIT_USAGE
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert words in said

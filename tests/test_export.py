@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from test_record import failed, passed, records
 
 from runner import cli, export, export_kernelbench, export_trace, record
+from runner.commands import exits
 from runner.schema import HIDDEN, PROTOCOL, Cell, PopulationError, Record, Samples, Status, Timed
 
 ROOT = Path(__file__).parents[1]
@@ -255,14 +256,14 @@ def results(tmp_path: Path) -> Path:
 def test_the_command_writes_what_is_chosen_and_counts_the_rest(
     results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["export", "--format", "trace", "--results", str(results)]) == cli.EXIT_DONE
+    assert cli.main(["export", "--format", "trace", "--results", str(results)]) == exits.EXIT_DONE
     said = capsys.readouterr()
     assert len([json.loads(line) for line in said.out.splitlines()]) == 3
     assert said.err == "3 records exported; left out: none\n"
 
     file = tmp_path / "eval_results.json"
     words = ["--format", "kernelbench", "--card", "h200", "--arithmetic", "fp32", "-o", str(file)]
-    assert cli.main(["export", *words, "--results", str(results)]) == cli.EXIT_DONE
+    assert cli.main(["export", *words, "--results", str(results)]) == exits.EXIT_DONE
     assert json.loads(file.read_text()) == {}
     assert capsys.readouterr() == ("", "0 records exported; left out: 2 not fp32\n")
 
@@ -282,7 +283,7 @@ def test_the_command_writes_what_is_chosen_and_counts_the_rest(
 def test_bad_input_is_one_line(
     words: list[str], said: str, results: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["export", "--results", str(results), *words]) == cli.EXIT_USAGE
+    assert cli.main(["export", "--results", str(results), *words]) == exits.EXIT_USAGE
     out, err = capsys.readouterr()
     assert out == ""
     (line,) = err.splitlines()

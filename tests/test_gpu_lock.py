@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner import cli, gpu_lock, judge_process
+from runner.commands import exits
 from runner.gpu_lock import DeviceBusy, hold
 
 ROOT = Path(__file__).parents[1]
@@ -172,5 +173,5 @@ def test_a_run_on_a_taken_gpu_is_one_line_and_no_suitable_device(
     code = cli.main(
         ["--problem", "convtranspose2d", "--shapes", "81", "--results", str(tmp_path / "results")]
     )
-    assert code == cli.EXIT_DEVICE
+    assert code == exits.EXIT_DEVICE
     assert capsys.readouterr().err == "error: cuda:0 is in use by process 7: wait\n"

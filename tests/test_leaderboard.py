@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from runner import cli, leaderboard, load, record, standings, summary
 from runner.cards import load_card
+from runner.commands import exits
 from runner.schema import (
     HIDDEN,
     PROTOCOL,
@@ -408,15 +409,15 @@ def test_write_keeps_what_stands_around_the_boards(root: Path, capsys: pytest.Ca
     readme = root / "results" / "README.md"
     board(root, [made(root, "quick", p) for p in PLACES])
     readme.write_text(f"By hand.\n\n{standings.BEGIN}\nold\n{standings.END}\nBelow.\n")
-    assert run("--results", root / "results", "--check") == cli.EXIT_FAILED
+    assert run("--results", root / "results", "--check") == exits.EXIT_FAILED
     (line,) = capsys.readouterr().err.splitlines()
     assert "leaderboard --write" in line
-    assert run("--results", root / "results", "--write") == cli.EXIT_DONE
+    assert run("--results", root / "results", "--write") == exits.EXIT_DONE
     text = readme.read_text()
     assert text.startswith(f"By hand.\n\n{standings.BEGIN}\n\n### add on rtx4090")
     assert text.endswith(f"{standings.END}\nBelow.\n")
     assert "old" not in text
-    assert run("--results", root / "results", "--check") == cli.EXIT_DONE
+    assert run("--results", root / "results", "--check") == exits.EXIT_DONE
 
 
 @pytest.mark.parametrize(
@@ -434,7 +435,7 @@ def test_bad_input_is_one_line(
 ) -> None:
     board(root, [made(root, "quick", PLACES[0])])
     (root / "results" / "README.md").write_text("By hand.\n")
-    assert run("--results", root / "results", *arguments) == cli.EXIT_USAGE
+    assert run("--results", root / "results", *arguments) == exits.EXIT_USAGE
     (line,) = capsys.readouterr().err.splitlines()
     assert words in line
 
@@ -445,14 +446,14 @@ def test_lines_that_are_no_records_are_named_and_the_rest_is_shown(
     board(root, [made(root, "quick", PLACES[0])])
     with (root / "results/rtx4090/add/quick.jsonl").open("a") as file:
         file.write("no record\n")
-    assert run("--results", root / "results") == cli.EXIT_DONE
+    assert run("--results", root / "results") == exits.EXIT_DONE
     said = capsys.readouterr()
     assert "quick.jsonl:2" in said.err
     assert "quick" in said.out
 
 
 def test_the_committed_leaderboard_is_what_its_records_give() -> None:
-    assert run("--check") == cli.EXIT_DONE, "python -m runner leaderboard --write"
+    assert run("--check") == exits.EXIT_DONE, "python -m runner leaderboard --write"
 
 
 def test_by_sweep_means_are_of_all_cells_and_families_of_the_best(root: Path) -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from runner import cli, leaderboard, load, page, page_data, page_html, record, standings
 from runner.cards import load_card
+from runner.commands import exits
 from runner.schema import PROTOCOL, SCHEMA, Cell, Checked, Failed, Record, Samples, Status, Timed, to_json
 from runner.waves import occupancy
 
@@ -365,7 +366,7 @@ def test_a_page_without_records_says_so(tmp_path: Path) -> None:
 
 def test_the_command_writes_one_file(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["leaderboard", "--results", str(root / "results"), "--format", "html", "-o", str(root / "a/b")]
-    assert cli.main(words) == cli.EXIT_DONE
+    assert cli.main(words) == exits.EXIT_DONE
     assert [path.name for path in (root / "a/b").iterdir()] == ["index.html"]
     assert capsys.readouterr().out == f"{root / 'a/b/index.html'}\n"
     Document((root / "a/b/index.html").read_text())
@@ -384,5 +385,5 @@ def test_the_command_writes_one_file(root: Path, capsys: pytest.CaptureFixture[s
 def test_bad_usage_is_one_line(
     root: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["leaderboard", "--results", str(root / "results"), *words]) == cli.EXIT_USAGE
+    assert cli.main(["leaderboard", "--results", str(root / "results"), *words]) == exits.EXIT_USAGE
     assert said in capsys.readouterr().err

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from runner import agreement, cli, devices, load, ncu, observe, profiled, profiling, record, stages
 from runner.cards import MAX_REGISTERS_PER_THREAD, WARP_THREADS, load_card
 from runner.channel import Frame, Kind
+from runner.commands import exits
 from runner.profile_table import differences, table
 from runner.schema import Cell, Launch
 from runner.waves import occupancy
@@ -259,7 +260,7 @@ def profile(*words: str | Path, problem: str = "convtranspose2d", code: int = 0)
 def prompted(file: Path, stage: str, capsys: pytest.CaptureFixture[str]) -> str:
     """Return the page that `prompt` writes with a profile."""
     words = ["--problem", "convtranspose2d", "--solution", "gather_gemm", "--shapes", "81", "--no-run"]
-    assert cli.main(["prompt", *words, "--stage", stage, "--profile", str(file)]) == cli.EXIT_DONE
+    assert cli.main(["prompt", *words, "--stage", stage, "--profile", str(file)]) == exits.EXIT_DONE
     return capsys.readouterr().out
 
 
@@ -393,7 +394,7 @@ def test_errors_and_undeclared_cells_have_no_metrics(tool: Tool, tmp_path: Path)
 
 def test_a_solution_that_fails_exits_with_1(tool: Tool) -> None:
     tool.reports({"error": "OutOfMemoryError"})
-    profile(code=cli.EXIT_FAILED)
+    profile(code=exits.EXIT_FAILED)
 
 
 def test_a_process_that_takes_too_long_is_ended(tool: Tool) -> None:
@@ -413,7 +414,7 @@ def test_a_process_that_does_not_begin_is_the_harnesss_failure(
         pytest.skip("needs a machine without a GPU")
     monkeypatch.setattr(observe, "CHILD", ("-m", "runner.profiled"))
     monkeypatch.setenv("PATH", "")
-    profile(code=cli.EXIT_HARNESS)
+    profile(code=exits.EXIT_HARNESS)
     assert "the process to be profiled failed: " in capsys.readouterr().err
 
 
@@ -421,7 +422,7 @@ def test_without_a_gpu_explain_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(devices, "gpus", list)
-    profile(code=cli.EXIT_DEVICE)
+    profile(code=exits.EXIT_DEVICE)
     said = capsys.readouterr()
     assert (said.out, said.err.count("\n")) == ("", 1)
     assert "`python -m runner explain`" in said.err
@@ -429,7 +430,7 @@ def test_without_a_gpu_explain_is_named(
 
 def test_an_output_that_cannot_be_is_refused_before_anything_runs(tool: Tool, tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none" / "profile.json"):
-        profile("-o", path, code=cli.EXIT_USAGE)
+        profile("-o", path, code=exits.EXIT_USAGE)
     assert not (tool.folder / "asked").exists()
 
 
@@ -634,7 +635,7 @@ def test_differences_are_listed_one_by_one(
 ) -> None:
     predicted[0] |= {"registers": 255, "programs_per_sm": 1}
     predicted.append(PREDICTED | {"call": 1})
-    profile("--against-explain", code=cli.EXIT_FAILED)
+    profile("--against-explain", code=exits.EXIT_FAILED)
     shown = capsys.readouterr().out
     assert "1 launches in 1 cells: 3 differences" in shown
     lines = [line.split()[-3:] for line in shown.splitlines()[2:5]]
@@ -647,7 +648,7 @@ def test_what_could_not_run_is_not_compared(
     del predicted
     tool.reports({"error": "OutOfMemoryError: no room"})
     tool.says("log", "==WARNING== No kernels were profiled.\n")
-    profile("--against-explain", code=cli.EXIT_FAILED)
+    profile("--against-explain", code=exits.EXIT_FAILED)
     shown = capsys.readouterr().out
     assert "gather_gemm kernelbench/81 tf32: OutOfMemoryError: no room" in shown
     assert "0 launches in 1 cells: 0 differences" in shown
@@ -661,8 +662,8 @@ def test_a_comparison_needs_ncu_and_a_known_card(
 ) -> None:
     del predicted
     tool.reports({"launches": []}, sms=100)
-    profile(*COMPARISON, code=cli.EXIT_DEVICE)
+    profile(*COMPARISON, code=exits.EXIT_DEVICE)
     assert "no card is a NVIDIA H200 with 100 SMs" in capsys.readouterr().err
     monkeypatch.setenv("PATH", "")
-    profile(*COMPARISON, code=cli.EXIT_DEVICE)
+    profile(*COMPARISON, code=exits.EXIT_DEVICE)
     assert "Nsight Compute is not installed" in capsys.readouterr().err

@@ -13,6 +13,7 @@ import pytest
 
 from runner import answer, cli, lint, load, prompt, prompt_metrics, record, stages
 from runner.cards import card_names, load_card
+from runner.commands import exits
 from runner.guidance import guidance
 from runner.output_rules import OUTPUT_RULES
 from runner.schema import PROTOCOL, SCHEMA, Cell, Failed, Record, Status
@@ -319,7 +320,7 @@ def test_bad_input_is_one_line(
 ) -> None:
     given = {"--problem": "convtranspose2d", "--solution": "gather_gemm", "--stage": "grid"} | arguments
     words_given = [word for name, value in given.items() if value is not None for word in (name, value)]
-    assert cli.main(["prompt", *words_given]) == cli.EXIT_USAGE
+    assert cli.main(["prompt", *words_given]) == exits.EXIT_USAGE
     (line,) = capsys.readouterr().err.splitlines()
     assert words in line
 
@@ -383,7 +384,7 @@ def test_a_reply_is_judged_as_json(
 ) -> None:
     file = tmp_path / "reply.md"
     file.write_text(reply)
-    assert cli.main(["prompt", "--answer", str(file)]) == (cli.EXIT_FAILED if refused else cli.EXIT_DONE)
+    assert cli.main(["prompt", "--answer", str(file)]) == (exits.EXIT_FAILED if refused else exits.EXIT_DONE)
     said = json.loads(capsys.readouterr().out)
     assert said["refused"] is refused
     assert {finding["rule"] for finding in said["findings"]} == rules

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from runner import cli, load, record, staircase
 from runner.cards import load_card
+from runner.commands import exits
 from runner.report import WIDTH
 from runner.schema import PROTOCOL, SCHEMA, Cell, Checked, Failed, Record, Samples, Status, Timed, to_json
 from runner.waves import Occupancy, efficiency, occupancy, role
@@ -248,7 +249,7 @@ def run(root: Path, *words: str) -> int:
 
 def test_the_command(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     keep(root, made(root, "full", 100.0), made(root, "full", 100.0, card="h100_sxm"))
-    assert run(root, "--card", "rtx4090", "--format", "json") == cli.EXIT_DONE
+    assert run(root, "--card", "rtx4090", "--format", "json") == exits.EXIT_DONE
     (row,) = json.loads(capsys.readouterr().out)
     assert (row["card"], row["stairs"]) == ("rtx4090", "64x64@1w")
 
@@ -264,7 +265,7 @@ def test_bad_input_is_one_line(
     root: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     keep(root, made(root, "full", 100.0))
-    assert run(root, *words) == cli.EXIT_USAGE
+    assert run(root, *words) == exits.EXIT_USAGE
     line = capsys.readouterr().err
     assert line.count("\n") == 1
     assert said in line

@@ -1,0 +1,102 @@
+"""`check`, `submit` and `admit`: whether it is right, may stay, and would be seen if it were wrong."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from runner import admit, cards, devices, lint, load, output_rules, pipeline, plan, report, submit
+from runner.commands import exits, progress, words
+from runner.lint import Finding
+from runner.load import Problem, Solution
+from runner.pipeline import Outcome
+from runner.schema import Record
+
+
+def check(options: argparse.Namespace) -> int:
+    """Findings and correctness; exit code 1 for a failed cell, and for a broken rule of the owner's."""
+    problem = load.find_problem(options.problem)
+    solution = load.find_solution(words.as_path(options.file), problem.name)
+    findings = lint.lint(solution.source, output_rules.CHECKS if options.rules else ())
+    _show_findings(options.file, findings)
+    begun = time.monotonic()
+    outcome = correctness(options, problem, solution)
+    failed = [r for r in outcome.records if r.failed]
+    for one in failed:
+        print(_failure(one))
+    passed, all_of = len(outcome.records) - len(failed), len(outcome.records)
+    print(f"{passed} of {all_of} cells pass in {time.monotonic() - begun:.0f} s")
+    refused = any(finding.severity == lint.ERROR for finding in findings)
+    return exits.of_records(outcome.records) or (exits.EXIT_FAILED if refused else exits.EXIT_DONE)
+
+
+def _show_findings(file: str, findings: Sequence[Finding]) -> None:
+    for one in findings:
+        print(f"{file}:{one.line}: {one.severity} [{one.rule}] {one.message}")
+
+
+def correctness(options: argparse.Namespace, problem: Problem, solution: Solution) -> Outcome:
+    """Judge without times; records go to a folder that is thrown away."""
+    with TemporaryDirectory(prefix="kernelwave-check-") as folder:
+        options.__dict__.update(
+            baseline=[],
+            rerun=True,
+            budget=None,
+            output=None,
+            results=Path(folder),
+            quick=True,
+            ranked=False,
+            sms=0,
+        )
+        request = plan.without_timing(words.request_of(options, problem, [solution]))
+        return pipeline.run(request, progress.plain)
+
+
+def _failure(made: Record) -> str:
+    cell, reason = made.cell, made.failed.reason if made.failed else ""
+    return f"{cell.sweep}/{cell.label} {cell.arithmetic}: {made.status}: {reason}"
+
+
+def submit_file(options: argparse.Namespace) -> int:
+    """Judge a file from outside and keep it with its records, or refuse it in plain words."""
+    file, problem = words.as_path(options.file), submit.find_problem(options.problem)
+    source = load.read_source(Path(file))
+    findings = submit.findings(source)
+    _show_findings(options.file, findings)
+    if any(finding.severity == lint.ERROR for finding in findings):
+        print(f"nothing is run and nothing is written: mend what is an error in '{options.file}'")
+        return exits.EXIT_FAILED
+    solution = submit.propose(source, problem.name, options.author, options.name, options.solutions)
+    request = words.request_of(options, problem, [solution])
+    outcome = submit.submit(request, file, progress.plain, dry_run=options.dry_run)
+    if outcome.written:
+        print(report.table(outcome.records, "table"))
+    print("\n".join(outcome.lines))
+    return exits.of_records(outcome.records)
+
+
+def admit_problem(options: argparse.Namespace) -> int:
+    """Say of each cell whether wrong answers fail there and honest ones pass."""
+    problem = load.find_problem(options.problem)
+    dtypes, maths = words.arithmetics(options)
+    device = devices.choose(options.device)
+    sms = cards.load_card(plan.TARGET_CARD).sms
+    cells = plan.plan_cells(problem, options.shapes, dtypes, maths, device, sms)
+    if options.output is not None:
+        admit.keep(options.output, [])  # whoever cannot write should hear it before, not after
+    found = []
+    for one in admit.admit(problem, cells, device):
+        found.append(one)
+        if options.output is not None:
+            admit.keep(options.output, [one])
+        place = f"{one.cell.sweep}/{one.cell.label} {one.cell.arithmetic}"
+        print(f"[{len(found)}/{len(cells)}] {place} {one.verdict}", file=sys.stderr)
+    print(admit.render(found, options.format))
+    if len(found) < len(cells):
+        left = cells[len(found)]
+        raise pipeline.HarnessFailure(f"the judge died at {left.sweep}/{left.label} {left.arithmetic}")
+    return exits.EXIT_DONE if all(one.admitted for one in found) else exits.EXIT_FAILED

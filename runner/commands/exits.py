@@ -1,0 +1,34 @@
+"""Exit codes, of what was found and of what went wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from runner import devices, gpu_lock, ncu, pipeline, record
+from runner.load import BadInput
+from runner.schema import HARMLESS, Record, Status
+
+EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_HARNESS, EXIT_DEVICE = range(5)
+#: Errors that are one clear line; any other is a bug.
+_CODES: dict[type[Exception], int] = {
+    BadInput: EXIT_USAGE,
+    devices.NoDevice: EXIT_DEVICE,
+    ncu.NoCounters: EXIT_DEVICE,
+    gpu_lock.DeviceBusy: EXIT_DEVICE,
+    pipeline.HarnessFailure: EXIT_HARNESS,
+    record.ResultsUnwritable: EXIT_HARNESS,
+    record.ResultsBusy: EXIT_HARNESS,
+}
+
+
+def of_error(error: Exception) -> int | None:
+    """Return the code of an error that is one clear line; None for a bug."""
+    return next((code for kind, code in _CODES.items() if isinstance(error, kind)), None)
+
+
+def of_records(records: Iterable[Record]) -> int:
+    """Return the code of what the judge found: the harness's fault before a solution's."""
+    statuses = {one.status for one in records}
+    if Status.ERROR in statuses:
+        return EXIT_HARNESS
+    return EXIT_DONE if statuses <= set(HARMLESS) else EXIT_FAILED

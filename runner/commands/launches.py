@@ -1,0 +1,71 @@
+"""`explain` and `profile`: launches as predicted for a card, and as counted on one."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from runner import (
+    agreement,
+    cards,
+    explain,
+    explain_table,
+    load,
+    observe,
+    plan,
+    profile_table,
+    profiling,
+    prompt,
+    record,
+)
+from runner.commands import exits, words
+from runner.load import BadInput
+
+
+def explain_launches(options: argparse.Namespace) -> int:
+    """Tell all that can be known of each launch without the card."""
+    problem, solutions = words.chosen(options)
+    chosen = list(dict.fromkeys(options.card or [plan.TARGET_CARD]))
+    for name in chosen:
+        if name not in cards.card_names():
+            raise load.unknown("card", name, cards.card_names())
+    targets = [cards.load_card(name) for name in chosen]
+    dtypes, maths = words.arithmetics(options)
+    shapes = options.shapes or ["kernelbench"]
+    cells = plan.plan_cells(problem, shapes, dtypes, maths, "cpu", targets[0].sms)
+    folders = [options.results / card / problem.name for card in chosen]
+    files = [folder / f"{solution.name}.jsonl" for folder in folders for solution in solutions]
+    records = [one for file in files for one in record.read(file)[0]]
+    reports = explain.explain(problem, solutions, cells, targets, options.timeout, records)
+    print(explain_table.render(reports, options.format))
+    return exits.EXIT_FAILED if any("error" in report for report in reports) else exits.EXIT_DONE
+
+
+def profile_launches(options: argparse.Namespace) -> int:
+    """Have Nsight Compute count, or tell what is known without it."""
+    problem, solutions = words.chosen(options)
+    dtypes, maths = words.arithmetics(options)
+    sms = cards.load_card(plan.TARGET_CARD).sms
+    cells = plan.plan_cells(problem, options.shapes or ["kernelbench"], dtypes, maths, "cuda", sms)
+    of_stage = prompt.find_stage(options.stage).metrics if options.stage else ()
+    named = [name.strip() for name in options.metrics.split(",") if name.strip()]
+    metrics = profiling.wanted([one.name for one in of_stage], named)
+    settings = observe.Settings(metrics, options.clock_control, options.cache_control, options.timeout)
+    if options.output is not None and (options.output.is_dir() or not options.output.parent.is_dir()):
+        raise BadInput(f"-o '{options.output}' cannot be written: name a file in a folder that exists")
+    profiling.require_device()
+    print("solutions run unconfined, with your rights: profile only files that you trust", file=sys.stderr)
+    if options.against_explain:
+        reports = agreement.compare(problem, solutions, cells, options.timeout)
+        text = profile_table.differences(reports)
+    else:
+        each = (profiling.profile(problem, one, cells, settings, options.results) for one in solutions)
+        reports = [report for found in each for report in found]
+        text = profile_table.table(reports)
+    data = json.dumps(reports[0] if len(reports) == 1 else reports, indent=1)
+    print(data if options.format == "json" else text)
+    if options.output is not None:
+        options.output.write_text(f"{data}\n")
+    wrong = any("error" in report or report.get("differences") for report in reports)
+    return exits.EXIT_FAILED if wrong else exits.EXIT_DONE

@@ -1,0 +1,40 @@
+"""Progress on standard error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from runner.pipeline import Event
+
+
+def watcher(device: str) -> Callable[[Event], None]:
+    """Return what shows progress: a bar on a terminal, plain lines elsewhere."""
+    if not sys.stderr.isatty():
+        return plain
+    from rich.console import Console  # noqa: PLC0415 - only on a terminal
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    progress = Progress(*columns, console=Console(stderr=True), transient=True)
+    task = progress.add_task(device, total=None)
+    progress.start()
+
+    def watch(event: Event) -> None:
+        job, done = event.job, event.index + (event.record is not None)
+        text = f"{job.solution.name} {job.cell.sweep}/{job.cell.label} {job.cell.arithmetic}"
+        progress.update(task, total=event.total, completed=done, description=text)
+        if done == event.total:
+            progress.stop()
+
+    return watch
+
+
+def plain(event: Event) -> None:
+    """Print a line for each new record."""
+    if event.record is None or event.resumed:
+        return
+    job, made = event.job, event.record
+    reason = f": {made.failed.reason}" if made.failed else ""
+    place = f"{job.solution.name} {job.cell.sweep}/{job.cell.label} {job.cell.arithmetic}"
+    print(f"[{event.index + 1}/{event.total}] {place} {made.status}{reason}", file=sys.stderr)

@@ -1,0 +1,49 @@
+"""`prompt`: a page for whoever wants to do better, and feedback on the answer."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from runner import answer, load, prompt
+from runner.commands import exits
+from runner.commands.checking import correctness
+from runner.load import BadInput
+
+
+def prompt_page(options: argparse.Namespace) -> int:
+    """Print the page, or judge an answer to it."""
+    if options.answer:
+        return _answer(options)
+    missing = [name for name in ("problem", "solution", "stage") if getattr(options, name) is None]
+    if missing:
+        raise BadInput(f"a prompt needs --{', --'.join(missing)}")
+    problem = load.find_problem(options.problem)
+    solution = load.find_solution(options.solution, problem.name)
+    print(
+        prompt.page(
+            problem,
+            solution,
+            prompt.find_stage(options.stage),
+            prompt.find_card(options.card),
+            shapes=options.shapes,
+            profile=options.profile,
+            results=options.results,
+            predict_s=None if options.no_run else options.timeout,
+        )
+    )
+    return exits.EXIT_DONE
+
+
+def _answer(options: argparse.Namespace) -> int:
+    """Feedback on a model's reply: findings, and what the judge says where the rules are kept."""
+    reply = load.read_source(options.answer)
+    judged, code = answer.judge(reply), exits.EXIT_FAILED
+    if not judged["refused"]:
+        code = exits.EXIT_DONE
+        if options.problem and not options.no_run:
+            solution = load.Solution("answer", options.answer, answer.last_block(reply) or "")
+            outcome = correctness(options, load.find_problem(options.problem), solution)
+            judged["correctness"], code = answer.feedback(outcome.records), exits.of_records(outcome.records)
+    print(json.dumps(judged, indent=1))
+    return code

@@ -1,0 +1,101 @@
+"""`import`, `leaderboard`, `export` and `staircase`: what is recorded, sorted in and shown."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from runner import (
+    export,
+    export_kernelbench,
+    export_trace,
+    leaderboard,
+    load,
+    page,
+    record,
+    selftest,
+    staircase,
+    standings,
+)
+from runner.commands import exits
+from runner.load import BadInput
+
+
+def import_file(options: argparse.Namespace) -> int:
+    """Sort the records of a file into the results."""
+    try:
+        with record.lock_results(options.results):
+            added, skipped, problems = record.import_file(options.file, options.results)
+    except OSError as error:
+        raise BadInput(f"cannot read '{options.file}': {error.strerror}") from error
+    for line in problems:
+        print(f"warning: {line}", file=sys.stderr)
+    print(f"{added} records added, {skipped} were there already, {len(problems)} lines are no records")
+    return exits.EXIT_USAGE if problems and not added and not skipped else exits.EXIT_DONE
+
+
+def show_boards(options: argparse.Namespace) -> int:
+    """Rank what is recorded; write it into the README or hold that against it."""
+    if (options.format == "html") != (options.output is not None):
+        raise BadInput("--format html and -o DIR go together: the page is DIR/index.html")
+    boards, problems = leaderboard.read(options.results)
+    for line in problems:
+        print(f"warning: {line}", file=sys.stderr)
+    readme = options.results / "README.md"
+    if options.check or options.write:
+        if options.card or options.problem or options.by:
+            raise BadInput(f"{readme} shows all boards: leave --card, --problem and --by out")
+        worth = selftest.recorded(options.results)
+        if options.write:
+            standings.write(readme, boards, worth)
+        elif not standings.is_current(readme, boards, worth):
+            print(
+                f"{readme} is not what its records give: python -m runner leaderboard --write",
+                file=sys.stderr,
+            )
+            return exits.EXIT_FAILED
+        return exits.EXIT_DONE
+    boards = standings.only(boards, options.card, options.problem)
+    if options.output is None:
+        print(standings.show(boards, options.format, options.by))
+    elif options.by:
+        raise BadInput("the page shows every shape and dtype: leave --by out")
+    else:
+        print(page.write(options.output, boards, options.results))
+    return exits.EXIT_DONE
+
+
+def export_records(options: argparse.Namespace) -> int:
+    """Write records in another suite's words."""
+    records, problems = export.read(
+        options.results, problem=options.problem, solution=options.solution, card=options.card
+    )
+    for line in problems:
+        print(f"warning: {line}", file=sys.stderr)
+    write = {"trace": export_trace.lines, "kernelbench": export_kernelbench.eval_results}[options.format]
+    made = write(records, options.arithmetic)
+    if options.output is None:
+        print(made.text)
+    else:
+        export.write(options.output, made)
+    left_out = ", ".join(f"{count} {why}" for why, count in made.left_out.items()) or "none"
+    print(f"{made.records} records exported; left out: {left_out}", file=sys.stderr)
+    return exits.EXIT_DONE
+
+
+def show_staircase(options: argparse.Namespace) -> int:
+    """Show what solutions lose past the edges of waves."""
+    problem = load.find_problem(options.problem)
+    names = options.solution or load.solution_names(problem.name)
+    solutions = [load.find_solution(name, problem.name) for name in names]
+    found = staircase.read(options.results, problem, solutions)
+    if not found:
+        raise BadInput(
+            f"no timed records of the sweep `waves` for '{', '.join(names) or problem.name}' by "
+            f"this protocol for the files as they are: on a GPU, run --problem {problem.name} --shapes waves"
+        )
+    known = {one.card for one in found}
+    if options.card not in (None, *known):
+        raise load.unknown("card with timed records of the sweep `waves`", options.card, known)
+    print(staircase.show([one for one in found if options.card in (None, one.card)], options.format))
+    return exits.EXIT_DONE
