@@ -11,6 +11,7 @@ import pytest
 
 from runner import cli, selftest
 from runner.gpu_lock import DeviceBusy
+from runner.judge.selftest import Clock, reliable_from_us
 from runner.judge_process import JudgeDied
 from runner.load import BadInput
 from runner.schema import PROTOCOL
@@ -91,3 +92,12 @@ def test_the_latest_findings_of_this_protocol_are_read_whatever_else_a_file_hold
     assert {line["date"] for line in lines} == {"2026-01-02"}
     with pytest.raises(BadInput, match="cannot write"):
         selftest.append(tmp_path, FINDINGS[0])
+
+
+def test_the_judges_clock_is_good_from_where_all_longer_calls_are() -> None:
+    good, poor = Clock(100.0, 0.01, 0.02), Clock(300.0, 0.03, 0.0)
+    assert reliable_from_us([good]) == 100.0
+    assert reliable_from_us([good, poor]) is None
+    assert reliable_from_us([poor, Clock(900.0, -0.019, 0.001), good]) == 900.0
+    assert reliable_from_us([Clock(900.0, 0.0, 0.021)]) is None
+    assert reliable_from_us([]) is None
