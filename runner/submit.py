@@ -95,7 +95,9 @@ def sign(source: str, author: str) -> str:
         warnings.simplefilter("ignore")  # a doubtful escape in somebody's string
         docstring = ast.get_source_segment(source, ast.parse(source).body[0]) or ""
     text, quotes = docstring[:-3].rstrip(), docstring[-3:]
-    signed = source.replace(docstring, f"{text}\n\nauthor: {author}\n{quotes}", 1)
+    is_raw = "r" in docstring.partition(quotes)[0].lower()
+    written = author if is_raw else author.replace("\\", r"\\")
+    signed = source.replace(docstring, f"{text}\n\nauthor: {written}\n{quotes}", 1)
     if lint.read_header(signed) != replace(header, author=author):
         raise BadInput(f"cannot sign the docstring: write the line 'author: {author}' into it")
     return signed

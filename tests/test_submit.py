@@ -64,13 +64,19 @@ def test_a_docstring_is_signed_where_it_is_not(docstring: str, signed: str) -> N
     assert submit.sign(f"{docstring}\nMATH = 1\n", AUTHOR) == f"{signed}\nMATH = 1\n"
 
 
+@pytest.mark.parametrize("author", ["C:\\x41", "\\8"])
+def test_a_backslash_is_no_escape(author: str) -> None:
+    for prefix in ("", "r"):
+        signed = submit.sign(f'{prefix}"""Tile."""\n', author)
+        assert lint.read_header(signed).author == author
+
+
 @pytest.mark.parametrize(
     ("docstring", "author", "remedy"),
     [
         ('"""Tile.\n\nauthor: B\n"""', AUTHOR, "signed by 'B': make them agree"),
         ("'Tile.'", AUTHOR, "write the line 'author: A. Contributor'"),
         ('"""Tile."""', '"""', "write the line"),
-        ('"""Tile."""', "C:\\x41", "write the line"),
         ('"""Tile."""', "two\nlines", "one line that names somebody"),
         ('"""Tile."""', " ", "one line that names somebody"),
         ('"""Tile.\n    notes: indented\n    """', AUTHOR, "write the line"),
