@@ -15,8 +15,8 @@ import triton.language as tl
 from torch import nn
 
 
-# the padding is no constant: LLVM would subtract it from a column in packed 16 bits, where all is known to be
-# small, and ptxas of CUDA 12.8 turns that constant into 0 (VIADD.16x2 of sm_90)
+# the padding is no constant: where all numbers are small LLVM subtracts it in one half of a packed 16-bit
+# addition, the other half of which is undefined, and ptxas of CUDA 12.8 then takes it for 0 on sm_90
 @triton.jit(do_not_specialize=["PH", "PW"])
 def direct_kernel(
     x,
