@@ -10,7 +10,7 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 .PHONY: run test lint types clean
 
 run: $(VENV)/ready
-	$(BIN)/python -m runner --problem convtranspose2d
+	$(BIN)/python -m runner --problem convtranspose2d --solution gather_gemm --solution phase_gemm
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest -q -m "not gpu and not browser"

@@ -17,14 +17,16 @@ BLOCK_M, BLOCK_N, BLOCK_K = 64, 64, 32
 
 
 @triton.jit
-def source(o_y, o_tap, N: tl.constexpr, S: tl.constexpr, P: tl.constexpr, D: tl.constexpr):
+def source(o_y, o_tap, N: tl.constexpr, S: tl.constexpr, P, D: tl.constexpr):
     """Return along one axis the input that a tap carries to output o_y, and whether there is one."""
     o_distance = o_y + P - o_tap * D
     o_x = o_distance // S
     return o_x, (o_distance >= 0) & (o_x * S == o_distance) & (o_x < N)
 
 
-@triton.jit
+# the padding is no constant: where all numbers are small LLVM adds it in one half of a packed 16-bit addition
+# whose other half nobody reads, and ptxas of CUDA 12.8 then takes it for 0 on sm_90
+@triton.jit(do_not_specialize=["PD", "PH", "PW"])
 def gather_gemm_kernel(
     x,
     w,
@@ -45,9 +47,9 @@ def gather_gemm_kernel(
     SD: tl.constexpr,
     SH: tl.constexpr,
     SW: tl.constexpr,
-    PD: tl.constexpr,
-    PH: tl.constexpr,
-    PW: tl.constexpr,
+    PD,
+    PH,
+    PW,
     DD: tl.constexpr,
     DH: tl.constexpr,
     DW: tl.constexpr,

@@ -17,7 +17,7 @@ from torch import nn
 
 
 # the padding is no constant: where all numbers are small LLVM subtracts it in one half of a packed 16-bit
-# addition, the other half of which is undefined, and ptxas of CUDA 12.8 then takes it for 0 on sm_90
+# addition whose other half nobody reads, and ptxas of CUDA 12.8 then takes it for 0 on sm_90
 @triton.jit(do_not_specialize=["PH", "PW"])
 def depthwise_kernel(
     x,
