@@ -247,6 +247,11 @@ def _by_judge(samples: Samples) -> Samples:
     return replace(samples, times_us=samples.bounds_us, claims_us=samples.times_us, bounds_us=())
 
 
+def by_claims(samples: Sequence[Samples]) -> list[Samples]:
+    """Have claims decide, believed or not, where there are any."""
+    return [by_clock(s, CLAIM) if s.claims_us else s for s in samples]
+
+
 def by_one_clock(*series: Sequence[Samples]) -> list[list[Samples]]:
     """Have the judge's clock decide in all series if it does in one."""
     if all(clock_of(samples) == CLAIM for samples in series):

@@ -25,19 +25,20 @@ def evaluate(
     """Judge a solution's source text as the command line would; returns its records.
 
     `problem` is a name or a path, `shapes` are as for `--shapes`, `device` is `cpu`, `cuda:N` or None
-    for what there is. Records are kept in `results` if given and thrown away otherwise. A wrong or
+    for what there is; without any of `baselines` nothing is timed. Records are kept in `results` if given and thrown away otherwise. A wrong or
     broken solution is a record with its status, not an exception. Raises `load.BadInput` for
     arguments that cannot be and `devices.NoDevice`.
     """
     found = load.find_problem(problem)
     chosen = devices.choose(device)
     cells = plan.plan_cells(found, shapes, dtypes, maths, chosen, cards.load_card(plan.TARGET_CARD).sms)
+    timed = baselines is None or len(baselines) > 0
     with TemporaryDirectory(prefix="kernelwave-") as folder:
         request = plan.Request(
             problem=found,
             solutions=(load.Solution(name, Path(f"{name}.py"), source),),
             cells=cells,
-            baselines=tuple(load.default_baselines() if baselines is None else baselines),
+            baselines=load.chosen_baselines(baselines or ()) if timed else (),
             device=chosen,
             results=results or Path(folder),
         )

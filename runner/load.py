@@ -14,7 +14,7 @@ import random
 import re
 import sys
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -243,12 +243,25 @@ def baseline_names() -> list[str]:
 
 def default_baselines() -> list[str]:
     """The baselines of a run that names none: files with `DEFAULT = True`, which are read, not imported."""
-    return [name for name in baseline_names() if _is_default(read_source(_BASELINES / f"{name}.py"))]
+    return [name for name in baseline_names() if _says(name, "DEFAULT")]
 
 
-def _is_default(source: str) -> bool:
-    assigned = [n for n in ast.parse(source).body if isinstance(n, ast.Assign)]
-    return any(ast.unparse(n.targets[0]) == "DEFAULT" and ast.literal_eval(n.value) for n in assigned)
+def chosen_baselines(named: Sequence[str]) -> tuple[str, ...]:
+    """The baselines of a run that names some; the default ones run beside those of which none may lead.
+
+    Raises BadInput for one that is not known.
+    """
+    for name in named:
+        if name not in baseline_names():
+            raise unknown("baseline", name, baseline_names())
+    leads = any(_says(name, "HEADLINE") for name in named)
+    return tuple(dict.fromkeys(named if leads else [*default_baselines(), *named]))
+
+
+def _says(baseline: str, flag: str) -> bool:
+    body = ast.parse(read_source(_BASELINES / f"{baseline}.py")).body
+    assigned = [n for n in body if isinstance(n, ast.Assign)]
+    return any(ast.unparse(n.targets[0]) == flag and ast.literal_eval(n.value) for n in assigned)
 
 
 def find_problem(name: str, root: Path = ROOT) -> Problem:

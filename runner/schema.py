@@ -164,7 +164,7 @@ class Samples:
 
     `warm_us` (the same inputs again, in L2), `steady_us` (issued one after another, host included) and
     `graph_us` (captured once and replayed) are claims that decide nothing, `single_us` is the time of a call
-    alone where `calls` are more; None where they were not taken.
+    alone where `calls` are more; None where they were not taken, or by another clock than decides.
     """
 
     variant: str

@@ -41,11 +41,11 @@ def run(device: str, parts: Sequence[str]) -> Iterator[dict[str, Any]]:
         raise JudgeDied(f"the selftest ended with code {process.returncode}")
 
 
-def append(path: Path, finding: dict[str, Any]) -> None:
-    """Add a finding to a file of JSON lines. Raises BadInput for one that cannot be written."""
+def append(path: Path, findings: Sequence[dict[str, Any]]) -> None:
+    """Add findings to a file of JSON lines. Raises BadInput for one that cannot be written."""
     try:
         with path.open("a") as file:
-            file.write(json.dumps(finding) + "\n")
+            file.writelines(json.dumps(finding) + "\n" for finding in findings)
     except OSError as error:
         raise BadInput(f"cannot write '{path}': {error.strerror}") from error
 
@@ -80,7 +80,8 @@ def _is_finding(line: Any) -> bool:
         isinstance(line, dict)
         and line.get("protocol") == PROTOCOL
         and all(isinstance(line.get(name), str) for name in _SHOWN)
-        and line.get("passed") in (True, False, None)
+        and "passed" in line
+        and line["passed"] in (True, False, None)
     )
 
 

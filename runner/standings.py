@@ -33,8 +33,13 @@ Line = dict[str, str]
 def show(boards: Sequence[Board], fmt: str = "table", by: str | None = None) -> str:
     """Show boards as a table per board, by shape, by sweep, or by dtype with a column for each arithmetic.
 
-    `json` and `csv` hold all boards in one list, numbers in full: a row per entry, by shape one per cell.
+    `json` and `csv` hold all boards in one list, numbers in full: a row per entry, by shape one per cell; by
+    sweep the lines as a person reads them.
     """
+    if by == "sweep" and fmt in ("json", "csv"):
+        found = summary.tables(boards)
+        means: list[Row] = [{"board": title, **line} for title, lines in found.items() for line in lines]
+        return json.dumps(means, indent=1) if fmt == "json" else to_csv(means)
     if fmt in ("json", "csv"):
         entry_rows = _cells if by == "shape" else _facts
         rows = [row for board in boards for row in entry_rows(board)]

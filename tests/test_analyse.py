@@ -24,6 +24,7 @@ from runner.analyse import (
     comparison,
     decided,
     diagnose,
+    gains_by_batching,
     half_width,
     headline,
     hodges_lehmann,
@@ -450,3 +451,17 @@ def test_a_solution_that_makes_its_own_noise_is_not_believed(delay_us: float):
         "solution", 1, late, (0.1 * 2000.0,) * 24, null_us=0.0, null_mad_us=0.0, issue_us=0.0, l2="cold"
     )
     assert clock_of(decided([liar, claimed("cudnn", 2000.0, 2030.0, calls=1)], ["cudnn"])) == JUDGE
+
+
+@pytest.mark.parametrize(
+    ("alone_us", "scatter_us", "gains"),
+    [(117.0, 0.0, False), (129.0, 0.0, True), (129.0, 10.0, False), (170.0, 10.0, True)],
+)
+def test_a_batch_may_be_cheaper_by_a_share_and_by_noise(alone_us: float, scatter_us: float, gains: bool):
+    """15 % of the call, 5 us, and three standard errors of single calls that scatter as the headline's."""
+    batch = claimed("solution", 0.0, 100.0)
+    alone = claimed("solution", 0.0, alone_us, calls=1)
+    best = claimed("cudnn", 0.0, 200.0)
+    times = tuple(200.0 + scatter_us * sign for sign in (1, -1) * 12)
+    best_alone = Samples("cudnn", 1, times, (), null_us=0.0, null_mad_us=0.0, issue_us=0.0, l2="cold")
+    assert gains_by_batching(batch, alone, best, best_alone, cold_us=0.0) is gains

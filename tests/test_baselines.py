@@ -143,3 +143,13 @@ def test_which_run_when_none_is_named() -> None:
         "cudnn",
         "eager",
     ]
+
+
+def test_a_baseline_that_may_not_lead_never_runs_alone() -> None:
+    default = tuple(load.default_baselines())
+    assert load.chosen_baselines([]) == default
+    assert load.chosen_baselines(["fill"]) == load.chosen_baselines(["fill", "fill"]) == (*default, "fill")
+    assert load.chosen_baselines(["cudnn"]) == ("cudnn",)
+    assert load.chosen_baselines(["fill", "cudnn"]) == ("fill", "cudnn")
+    with pytest.raises(load.BadInput, match=r"'cuddn'.*cudnn"):
+        load.chosen_baselines(["cuddn"])

@@ -38,6 +38,15 @@ WAYS = {
 }
 
 
+LINE = """
+import os, time
+n = 0
+while n < 300 and os.fork() == 0: n += 1
+if n == 300: print("ready", flush=True)
+time.sleep(60)
+"""
+
+
 def held_mebibytes(code: str, folder: Path) -> float:
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDS % code],
@@ -49,7 +58,7 @@ def held_mebibytes(code: str, folder: Path) -> float:
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
-        return footprint.held_bytes(process.pid) / MEBIBYTE
+        return footprint.held_bytes(footprint.family_of(process.pid)) / MEBIBYTE
     finally:
         os.killpg(process.pid, 9)
         process.communicate()
@@ -65,4 +74,19 @@ def test_what_is_held_is_counted_once(code: str, expected: int, tmp_path: Path) 
 def test_what_has_ended_holds_nothing() -> None:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
-    assert footprint.held_bytes(process.pid) == 0
+    assert footprint.held_bytes(footprint.family_of(process.pid)) == 0
+
+
+def test_a_long_line_of_descendants_ends_the_walk_and_not_the_judge() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-S", "-c", LINE],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        assert len(footprint.family_of(process.pid)) == footprint.MOST_PROCESSES + 1
+    finally:
+        os.killpg(process.pid, 9)
+        process.communicate()

@@ -481,6 +481,9 @@ def test_by_sweep_means_are_of_all_cells_and_families_of_the_best(root: Path) ->
     }
     assert not [line for line in table if line["problem"] == "transposed convolutions"]
     assert "2.00 (5)" in standings.show([found], "table", "sweep")
+    rows = json.loads(standings.show([found], "json", "sweep"))
+    assert [row["layers"] for row in rows] == [lines[row["solution"]]["layers"] for row in rows]
+    assert "2.00 (5)" in standings.show([found], "csv", "sweep")
 
 
 def test_stale_entries_have_no_means_by_sweep(root: Path) -> None:

@@ -407,3 +407,35 @@ def test_single_calls_that_the_judges_clock_cannot_resolve_are_no_gain_by_batchi
     assert {run.clock for run in runs} == {"claim"}
     assert not any(run.batched for run in runs)
     assert {by_variant(run)[SOLUTION].single_us for run in runs} <= {None, 25.0}
+
+
+def test_single_calls_are_taken_again_until_their_claims_are_believed() -> None:
+    """The judge's clock is 40 us off in the first two attempts of three."""
+
+    class Late(FakeBench):
+        singles = 0
+
+        def sample(self, variant: str, calls: int) -> Window:
+            window = super().sample(variant, calls)
+            batched = any(kind == "sample" and n > 1 for kind, _, n in self.log)
+            self.singles += batched and calls == 1
+            off_us = 40.0 if batched and calls == 1 and self.singles <= 2 * 9 * 2 else 0.0
+            return replace(window, window_us=window.window_us + off_us)
+
+    timed = take(Late({**TIMES_US, SOLUTION: 25.0}, max_calls=32))
+    assert by_variant(timed)[SOLUTION].single_us == 25.0
+
+
+def test_a_merged_batch_is_seen_by_its_claims_where_the_judges_clock_is_too_coarse() -> None:
+    class Merging(FakeBench):
+        def sample(self, variant: str, calls: int) -> Window:
+            own = self.times_us
+            if variant == SOLUTION and calls > 1:
+                self.times_us = {**own, SOLUTION: own[SOLUTION] / 4}
+            window = super().sample(variant, calls)
+            self.times_us = own
+            return replace(window, window_us=window.window_us + 50.0 + self.random.gauss(0, 15.0))
+
+    for seed in range(10):
+        bench = Merging({**TIMES_US, SOLUTION: 40.0}, max_calls=32, random=random.Random(seed))  # noqa: S311
+        assert take(bench, seed=seed).batched

@@ -77,11 +77,13 @@ def test_the_latest_findings_of_this_protocol_are_read_whatever_else_a_file_hold
     path.parent.mkdir()
     now = {"protocol": PROTOCOL, "time_utc": "2026-01-02T03:04:05+00:00"}
     for finding in FINDINGS:
-        selftest.append(path, finding | now)
-    selftest.append(path, FINDINGS[0] | now | {"figure": "26.0 us: SD 0.10%"})
-    selftest.append(path, FINDINGS[0] | now | {"protocol": PROTOCOL - 1, "subject": "old"})
+        selftest.append(path, [finding | now])
+    selftest.append(path, [FINDINGS[0] | now | {"figure": "26.0 us: SD 0.10%"}])
+    selftest.append(path, [FINDINGS[0] | now | {"protocol": PROTOCOL - 1, "subject": "old"}])
     with path.open("ab") as file:
-        file.write(b'\xff{"test": 1}\n[]\n{"test": "torn", "sub')
+        file.write(b'\xff{"test": 1}\n[]\n')
+        file.write(f'{{"test": "a", "subject": "b", "figure": "c", "protocol": {PROTOCOL}}}\n'.encode())
+        file.write(b'{"test": "torn", "sub')
     ((title, lines),) = selftest.recorded(tmp_path).items()
     assert title == f"what these numbers are worth on h100_sxm, protocol {PROTOCOL}"
     assert [(line["test"], line["figure"], line[""]) for line in lines] == [
@@ -91,7 +93,7 @@ def test_the_latest_findings_of_this_protocol_are_read_whatever_else_a_file_hold
     ]
     assert {line["date"] for line in lines} == {"2026-01-02"}
     with pytest.raises(BadInput, match="cannot write"):
-        selftest.append(tmp_path, FINDINGS[0])
+        selftest.append(tmp_path, [])
 
 
 def test_the_judges_clock_is_good_from_where_all_longer_calls_are() -> None:

@@ -27,10 +27,6 @@ def arithmetics(options: argparse.Namespace) -> tuple[tuple[str, ...], tuple[str
 
 def request_of(options: argparse.Namespace, problem: Problem, solutions: Sequence[Solution]) -> Request:
     """Plan a run by the options that it shares with other commands. Raises BadInput and NoDevice."""
-    baselines = load.baseline_names()
-    for name in options.baseline:
-        if name not in baselines:
-            raise load.unknown("baseline", name, baselines)
     dtypes, maths = arithmetics(options)
     if options.card is not None and options.card not in cards.card_names():
         raise load.unknown("card", options.card, cards.card_names())
@@ -40,7 +36,7 @@ def request_of(options: argparse.Namespace, problem: Problem, solutions: Sequenc
         problem=problem,
         solutions=tuple(dict.fromkeys(solutions)),
         cells=plan.plan_cells(problem, options.shapes, dtypes, maths, device, sms),
-        baselines=tuple(options.baseline or load.default_baselines()),
+        baselines=load.chosen_baselines(options.baseline),
         device=device,
         results=options.results,
         output=options.output,

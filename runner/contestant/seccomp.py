@@ -29,6 +29,7 @@ class Instruction(NamedTuple):
 NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
     "ioctl": (16, 29),
     "fcntl": (72, 25),
+    "prctl": (157, 167),
     # other processes
     "ptrace": (101, 117),
     "process_vm_readv": (310, 270),
@@ -173,6 +174,8 @@ def _bodies(own_pid: int | None) -> dict[str, list[Instruction]]:
     bodies = dict.fromkeys(NUMBERS, _answer(REFUSE))
     # input forged for a terminal, and signals sent by the kernel in the owner's name
     bodies["ioctl"] = _except(1, (_TIOCSTI, _TIOCLINUX, _FIOSETOWN, _SIOCSPGRP))
+    # a process that nobody may look into hides what it holds
+    bodies["prctl"] = _except(0, (libc.PR_SET_DUMPABLE,))
     bodies["fcntl"] = _except(1, (_F_SETOWN, _F_SETSIG, _F_SETOWN_EX))
     bodies |= dict.fromkeys(("chmod", "fchmod", "fchmodat", "fchmodat2"), _answer(PRETEND))
     bodies |= dict.fromkeys(("socket", "socketpair"), unix)

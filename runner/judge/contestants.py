@@ -32,8 +32,8 @@ _DONE, _ISSUED = 1, 11  # words of the page
 #: Looking for frames takes 50 us, in which an answer would not be seen: every 15 ms or so.
 _POLLS_BETWEEN_FRAMES = 0x3FFFF
 _POLL_S = 0.02
-#: Memory is counted in about 0.5 ms, where many threads run.
-_LOOK_S = 0.25
+#: A whole look at memory takes 0.2 to 3 ms, by the threads there are; a hurried one reads pages alone.
+_LOOK_S = 0.1
 _GRACE_S = 5.0  # from the end of a channel to the death of its process
 _MAX_FRAMES = 512  # of one wait; an honest contestant sends tens
 _FAULTS: dict[int, Status] = {
@@ -336,10 +336,14 @@ class Contestant:
     def _watch_memory(self, stage: str, *, hurried: bool) -> None:
         """Raise Foul for too much; `hurried` says that an answer must not wait for a long look."""
         now = time.monotonic()
-        if hurried and now < self._looked_at + _LOOK_S:
+        if now < self._looked_at + _LOOK_S:
             return
         self._looked_at = now
-        if footprint.held_bytes(self.pid) > self.memory_bytes:
+        family = [] if hurried else footprint.family_of(self.pid)
+        if len(family) > footprint.MOST_PROCESSES:
+            raise self._foul(Status.OOM, stage, f"more than {footprint.MOST_PROCESSES} processes")
+        held = footprint.held_bytes(family) if family else footprint.resident_bytes(self.pid)
+        if held > self.memory_bytes:
             raise self._foul(Status.OOM, stage, f"host memory above {self.memory_bytes >> 20} MiB")
 
     def _death(self, stage: str) -> Foul:
