@@ -25,9 +25,9 @@ def evaluate(
     """Judge a solution's source text as the command line would; returns its records.
 
     `problem` is a name or a path, `shapes` are as for `--shapes`, `device` is `cpu`, `cuda:N` or None
-    for what there is; without any of `baselines` nothing is timed. Records are kept in `results` if given and thrown away otherwise. A wrong or
-    broken solution is a record with its status, not an exception. Raises `load.BadInput` for
-    arguments that cannot be and `devices.NoDevice`.
+    for what there is; with an empty `baselines` nothing is timed. Records are kept in `results` if given
+    and thrown away otherwise. A wrong or broken solution is a record with its status, not an exception.
+    Raises `load.BadInput` for arguments that cannot be and `devices.NoDevice`.
     """
     found = load.find_problem(problem)
     chosen = devices.choose(device)
