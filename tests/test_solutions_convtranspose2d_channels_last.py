@@ -1,58 +1,28 @@
 """channels_last_gemm of convtranspose2d against float64 in Triton's interpreter, its packing and its tiles.
 
-Triton reads TRITON_INTERPRET when it is imported, and the session that runs this file may have imported
-it already. So one child, this file run as a script, computes all cases, and the tests read its answer.
+As in `test_solutions_convtranspose2d` a child computes: this file run as a script.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 import json
 import math
 import os
 import subprocess
 import sys
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import pytest
 import torch
 from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
+from test_solutions_convtranspose2d import BUDGETS, Case, load, poisoned
 from torch import nn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import ModuleType
-
-PATH = Path(__file__).parents[1] / "solutions" / "convtranspose2d" / "channels_last_gemm.py"
-BUDGETS = {"tf32": 4e-4, "fp32": 1e-6, "fp16": 5e-4}
-
-
-class Case(NamedTuple):
-    """A layer and the input it is given."""
-
-    in_channels: int
-    out_channels: int
-    kernel_size: Any
-    stride: Any = 1
-    padding: Any = 0
-    dilation: Any = 1
-    bias: bool = False
-    output_padding: Any = 0
-    groups: int = 1
-    batch: int = 1
-    height: int = 3
-    width: int = 4
-
-    @property
-    def layer(self) -> tuple[Any, ...]:
-        """The arguments of `ModelNew`."""
-        return self[:9]
-
 
 CASES = {
     "problem 81, smaller": Case(4, 5, 3, 5, 1, 2, height=2, width=9),
@@ -72,33 +42,10 @@ CASES = {
 ALL_ARITHMETICS = "a decoder's layer", "an image", "one row", "output past the last tap"
 
 
-@functools.cache
-def load() -> ModuleType:
-    """Return the solution's module; its folder is not a package."""
-    spec = importlib.util.spec_from_file_location("channels_last_gemm", PATH)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@contextmanager
-def poisoned() -> Iterator[None]:
-    """Make `torch.empty` return NaN, so that an element left unwritten shows."""
-    empty = torch.empty
-
-    def nan(*size: Any, **options: Any) -> torch.Tensor:
-        return empty(*size, **options).fill_(float("nan"))
-
-    with mock.patch.object(torch, "empty", nan):
-        yield
-
-
 @contextmanager
 def forced(rows: int, columns: int, parts: int, *, fold: bool) -> Iterator[None]:
     """Make the solution take a tile, a number of parts and the widest fold or none."""
-    module, sign = load(), -1 if fold else 1
+    module, sign = load("channels_last_gemm"), -1 if fold else 1
     tile_of = module.tile_of
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(module, "cost_us", lambda product, *_: sign * product.columns))
@@ -120,7 +67,7 @@ def measure(case: Case, arithmetic: str) -> dict[str, Any]:
     size = case.batch, case.in_channels, case.height, case.width
     # NaN on either side, so that a value from outside x shows even where its weight is zero
     x = torch.full((64 + math.prod(size) + 64,), float("nan"), dtype=dtype)[64:-64].view(size).normal_()
-    model = load().ModelNew(*case.layer).to(dtype)
+    model = load("channels_last_gemm").ModelNew(*case.layer).to(dtype)
     model.load_state_dict({f"conv_transpose2d.{name}": value for name, value in layer.state_dict().items()})
     before = x.clone()
     with torch.no_grad(), poisoned():
@@ -191,7 +138,7 @@ def reloaded() -> list[bool]:
     """Say, twice for each of three sets of weights, whether the answer is that of the newest."""
     torch.backends.cudnn.allow_tf32 = False
     layer, x = nn.ConvTranspose2d(3, 4, 2, 2), torch.randn(1, 3, 2, 3)
-    model = load().ModelNew(3, 4, 2, 2, bias=True)
+    model = load("channels_last_gemm").ModelNew(3, 4, 2, 2, bias=True)
     answers = []
     with torch.no_grad():
         for seed, prepared in ((1, True), (2, False), (3, True)):
@@ -253,7 +200,7 @@ def test_walk_counts_the_taps_that_reach_the_input(
 ) -> None:
     out = (extent - 1) * stride - 2 * padding + dilation * (kernel - 1) + 1
     assume(out > 0)
-    axis = load().walk(extent, kernel, stride, padding, dilation, 0, False)
+    axis = load("channels_last_gemm").walk(extent, kernel, stride, padding, dilation, 0, False)
     assert axis.out == out
     found = set()
     # outputs of the last q are counted whole
@@ -284,7 +231,7 @@ def test_packing_keeps_every_weight(
     dilation: tuple[int, int],
     folds: tuple[bool, bool],
 ) -> None:
-    module = load()
+    module = load("channels_last_gemm")
     channels_in, channels_out = (groups * each for each in channels)
     with torch.device("meta"):
         layer = nn.ConvTranspose2d(
@@ -319,7 +266,7 @@ def test_tiles_cover_the_product_and_fit(
     split: bool,
     sms: int,
 ) -> None:
-    module, split = load(), split and itemsize == 4
+    module, split = load("channels_last_gemm"), split and itemsize == 4
     with torch.device("meta"):
         layer = nn.ConvTranspose2d(*channels, kernel, stride)
     shape = torch.Size((size[0], channels[0], *size[1:]))
@@ -343,7 +290,7 @@ def test_tiles_cover_the_product_and_fit(
 
 
 def test_few_tiles_are_split_and_many_are_not() -> None:
-    module = load()
+    module = load("channels_last_gemm")
     with torch.device("meta"):
         layer = nn.ConvTranspose2d(2048, 256, 4, 2, 1)
     for batch, split in ((1, True), (256, False)):
