@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from runner.schema import Comparison
 
 #: Problems that a mean is taken over, by how their names begin.
-FAMILIES = {"transposed convolutions": "convtranspose", "all problems": ""}
+FAMILIES = {"transposed convolutions": "convtranspose", "problems": ""}
 BEST = "the best of each"
 
 Line = dict[str, str]
@@ -50,7 +50,8 @@ def _families(boards: Sequence[Board]) -> list[Line]:
         members = [board for board in boards if board.problem.startswith(prefix)]
         if len(members) < 2:
             continue
-        line = {"problem": family, "solution": BEST}
+        # those without a record have no board, and are not in the mean
+        line = {"problem": f"{len(members)} {family} on record", "solution": BEST}
         for sweep in dict.fromkeys(name for board in members for name in board.sweeps):
             pooled = [one for board in members for one in _best(board, sweep)]
             line[sweep] = _figure(pooled, sum(board.sweeps.get(sweep, 0) for board in members))

@@ -472,14 +472,14 @@ def test_by_sweep_means_are_of_all_cells_and_families_of_the_best(root: Path) ->
         "layers": "2.00 (5)",
     }
     (table,) = summary.tables([found, replace(found, problem="convtranspose9d")]).values()
-    (family,) = [line for line in table if line["problem"] == "all problems"]
+    (family,) = [line for line in table if line["problem"] == "2 problems on record"]
     assert family == {
-        "problem": "all problems",
+        "problem": "2 problems on record",
         "solution": summary.BEST,
         "kernelbench": "2.00 (2)",
         "layers": "2.00 (10)",
     }
-    assert not [line for line in table if line["problem"] == "transposed convolutions"]
+    assert not [line for line in table if "transposed" in line["problem"]]
     assert "2.00 (5)" in standings.show([found], "table", "sweep")
     rows = json.loads(standings.show([found], "json", "sweep"))
     assert [row["layers"] for row in rows] == [lines[row["solution"]]["layers"] for row in rows]
