@@ -45,9 +45,11 @@ MOST_LOSS_US, MOST_LOSS_SHARE = 100.0, 0.12
 #: A null may be this much longer than that of the trusted process, in us.
 NULL_NOISE_US = 10.0
 #: Single calls take longer than those of a batch: parameters are cold, and so is the pipeline. More than
-#: this share beyond what the headline's take, and this many us, is the gain of doing calls together. A kernel
-#: that waits for each load in turn (gather_gemm, fp16, 1 ms) lost 12 % to parameters outside L2 on an H100.
-BATCH_SHARE, BATCH_NOISE_US = 0.15, 5.0
+#: a share beyond what the headline's take, and this many us, is the gain of doing calls together.
+BATCH_NOISE_US = 5.0
+#: Of 119 cells recorded on an H100 that are faster than the headline, none lost more than 4.8 us beyond it.
+#: The judge's clock cannot tell as much. What waits for each load in turn is slower, and lost up to 19 %.
+FASTER_SHARE, FASTER_SHARE_BY_JUDGE, SLOWER_SHARE = 0.05, 0.15, 0.25
 
 
 @dataclass(frozen=True)
@@ -193,9 +195,12 @@ def gains_by_batching(
     errors of the difference between two series of single calls that scatter as the headline's do.
     """
     batch_us, alone_us = median(mine.times_us), median(single.times_us)
+    share = SLOWER_SHARE
+    if batch_us < median(headline.times_us):
+        share = FASTER_SHARE if clock_of([mine, single]) == CLAIM else FASTER_SHARE_BY_JUDGE
     usual_us = max(median(headline_single.times_us) - median(headline.times_us), 0.0)
     noise_us = BATCH_NOISE_US + 3 * math.sqrt(2) * error_of_median(headline_single.times_us)
-    return alone_us - batch_us > BATCH_SHARE * alone_us + usual_us + cold_us + noise_us
+    return alone_us - batch_us > share * alone_us + usual_us + cold_us + noise_us
 
 
 def believable(samples: Samples, loss_us: float, noise_us: float) -> bool:

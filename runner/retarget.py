@@ -25,12 +25,12 @@ from runner.decode import Malformed, decode
 from runner.load import ROOT, Problem, Solution
 from runner.schema import Cell, Launch
 
-#: A line tells of at most 64 launches; each has a kernel's constants.
-MAX_LINE_BYTES = 2**20
+#: A line tells of at most 512 launches; each has a kernel's constants.
+MAX_LINE_BYTES = 2**21
 TIMEOUT_S = 120.0
 _MAX_GRID = 2**31
 _MAX_WARPS = 64
-_MAX_LAUNCHES = 64
+_MAX_LAUNCHES = 512
 _LOG = "log"
 _LOG_TAIL_BYTES = 300
 

@@ -458,10 +458,28 @@ def test_a_solution_that_makes_its_own_noise_is_not_believed(delay_us: float):
     [(117.0, 0.0, False), (129.0, 0.0, True), (129.0, 10.0, False), (170.0, 10.0, True)],
 )
 def test_a_batch_may_be_cheaper_by_a_share_and_by_noise(alone_us: float, scatter_us: float, gains: bool):
-    """15 % of the call, 5 us, and three standard errors of single calls that scatter as the headline's."""
+    """By the judge's clock 15 % of a call, 5 us, and three standard errors of the headline's single calls."""
     batch = claimed("solution", 0.0, 100.0)
     alone = claimed("solution", 0.0, alone_us, calls=1)
     best = claimed("cudnn", 0.0, 200.0)
     times = tuple(200.0 + scatter_us * sign for sign in (1, -1) * 12)
     best_alone = Samples("cudnn", 1, times, (), null_us=0.0, null_mad_us=0.0, issue_us=0.0, l2="cold")
     assert gains_by_batching(batch, alone, best, best_alone, cold_us=0.0) is gains
+
+
+@pytest.mark.parametrize(
+    ("best_us", "clock", "alone_us", "gains"),
+    [
+        (90.0, CLAIM, 135.0, False),  # slower than the headline, as what waits for each load is
+        (90.0, CLAIM, 145.0, True),
+        (200.0, JUDGE, 117.0, False),  # by a clock that is too coarse to tell
+        (200.0, CLAIM, 117.0, True),
+        (200.0, CLAIM, 110.0, False),
+    ],
+)
+def test_what_is_faster_than_the_headline_may_gain_less_by_batching(
+    best_us: float, clock: str, alone_us: float, gains: bool
+):
+    batch, alone = (by_clock(claimed("solution", t, t, n), clock) for t, n in ((100.0, 32), (alone_us, 1)))
+    best = claimed("cudnn", best_us, best_us)
+    assert gains_by_batching(batch, alone, best, best, cold_us=0.0) is gains

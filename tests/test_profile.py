@@ -527,7 +527,7 @@ sizes = st.integers(1, 10_000)
 @st.composite
 def predictions(draw: Callable[..., Any]) -> dict[str, Any]:
     """Draw what `explain` says of one launch that fits an H200."""
-    warps, registers = draw(st.sampled_from([1, 2, 4, 8])), draw(st.integers(16, MAX_REGISTERS_PER_THREAD))
+    warps, registers = draw(st.sampled_from([1, 2, 4, 8])), draw(st.integers(8, MAX_REGISTERS_PER_THREAD))
     shared, grid = draw(st.integers(0, 100_000)), (draw(sizes), draw(sizes), 1)
     placed = occupancy(warps * WARP_THREADS, registers, shared, grid, H200)
     return {
@@ -546,7 +546,7 @@ def reported(prediction: dict[str, Any], **changes: Any) -> ncu.Launched:
     """Say what ncu prints of a predicted launch, in two decimals and with part of its memory static."""
     facts = {**prediction, **changes}
     values = {
-        profiling.REGISTERS: facts["registers"],
+        profiling.REGISTERS: max(facts["registers"], 16),
         profiling.SHARED: facts["shared_bytes"] // 2,
         profiling.STATIC: facts["shared_bytes"] - facts["shared_bytes"] // 2,
         profiling.OCCUPANCY: round(facts["occupancy_pct"], 2),
@@ -559,7 +559,7 @@ def reported(prediction: dict[str, Any], **changes: Any) -> ncu.Launched:
 CHANGES = {
     "grid": ("grid", lambda grid: [grid[0] + 1, *grid[1:]]),
     "num_warps": ("threads", lambda warps: warps + 1),
-    "registers": ("registers", lambda registers: registers + 1),
+    "registers": ("registers", lambda registers: max(registers, 16) + 1),
     "shared_bytes": ("shared_bytes", lambda shared: shared + 1),
     "programs_per_sm": ("programs_per_sm", lambda programs: programs - 1),
     "occupancy_pct": ("occupancy_pct", lambda pct: pct + 0.02),

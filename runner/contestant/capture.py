@@ -26,7 +26,7 @@ from triton.runtime.jit import JITFunction
 #: A launch in JSON's types, field by field a `runner.retarget.Compiled`.
 Found = dict[str, Any]
 
-MAX_LAUNCHES = 64
+MAX_LAUNCHES = 512
 MAX_CONFIGS = 12
 _TEXT_CHARS = 200
 

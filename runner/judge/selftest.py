@@ -24,14 +24,15 @@ from runner.judge.bench import Limits
 from runner.judge.referee import Referee
 from runner.schema import PROTOCOL, Cell, Shape, Timed
 
-PROBLEM, SOLUTION = "convtranspose2d", "phase_gemm"
-#: Shapes of `PROBLEM`, changed from its default: from about 20 us to 1 ms on an H100, and 841 GFLOP.
-SUBJECTS: dict[str, Shape] = {
-    "b1": {"batch": 1},
-    "b3": {"batch": 3},
-    "b16": {},
-    "b40": {"batch": 40},
-    "k7": {"batch": 8, "kernel_size": 7, "stride": 1, "dilation": 1, "height": 512, "width": 1024},
+PROBLEM = "convtranspose2d"
+FAST, SLOW = "phase_gemm", "gather_gemm"
+#: A solution and a shape of `PROBLEM`, changed from its default: from about 20 us to 10 ms on an H100.
+SUBJECTS: dict[str, tuple[str, Shape]] = {
+    "b1": (FAST, {"batch": 1}),
+    "b3": (FAST, {"batch": 3}),
+    "b16": (FAST, {}),
+    "b40": (FAST, {"batch": 40}),
+    "g22": (SLOW, {"batch": 22}),
 }
 REPEATS, RATIO_REPEATS, PROCESSES = 12, 10, 10
 #: Standard deviation that an estimate of equals may have, from SHORT_US a call on and below.
@@ -98,7 +99,7 @@ class Selftest:
         self.limits = Limits(target=analyse.TARGET)
         self.referee = Referee(device, self.limits)
         self.problem = load.find_problem(PROBLEM)
-        self.solution = load.find_solution(SOLUTION, PROBLEM)
+        self.solution = load.find_solution(FAST, PROBLEM)
 
     def parts(self) -> dict[str, Callable[[], Iterator[Finding]]]:
         """Name what there is to run."""
@@ -114,7 +115,7 @@ class Selftest:
 
     def cell(self, subject: str) -> Cell:
         """Build a subject's cell."""
-        shape = self.problem.outline.Shape(**SUBJECTS[subject])._asdict()
+        shape = self.problem.outline.Shape(**SUBJECTS[subject][1])._asdict()
         return Cell("selftest", subject, shape, "fp32", "tf32")
 
     def duels(
@@ -126,8 +127,8 @@ class Selftest:
         single: bool = False,
         in_order: bool = False,
     ) -> list[Timed]:
-        """Time the solution against another text, again and again in the same two processes."""
-        pair = (self.solution, other)
+        """Time the subject's solution against another text, again and again in the same two processes."""
+        pair = (load.find_solution(SUBJECTS[subject][0], PROBLEM), other)
         assert self.referee.prepare_case(self.problem, self.cell(subject), os.urandom(16)) is None  # noqa: S101
         _, inspectors = self.referee.face(pair)
         if single:
@@ -141,8 +142,9 @@ class Selftest:
         """A solution against itself: spread, false verdicts, and both clocks."""
         wrong = total = 0
         clocks: dict[str, list[Clock]] = {"batched": [], "single": []}
-        for subject in SUBJECTS:
-            runs = self.duels(subject, self.solution, REPEATS)
+        for subject, (name, _) in SUBJECTS.items():
+            solution = load.find_solution(name, PROBLEM)
+            runs = self.duels(subject, solution, REPEATS)
             found = [analyse.comparison(run, measure.RIVAL) for run in runs]
             time_us = _median_us(runs, measure.SOLUTION)
             spread = statistics.stdev(math.log(one.speedup) for one in found)
@@ -154,7 +156,7 @@ class Selftest:
             text = f"{time_us:.1f} us, {calls} calls a sample, {len(found)} repeats: SD {spread:.3%}, worst"
             text += f" {worst:.3%}, {called} called unequal, clock {runs[0].clock}"
             yield Finding("equals", subject, text, spread <= limit)
-            alone = self.duels(subject, self.solution, 4, single=True)
+            alone = self.duels(subject, solution, 4, single=True)
             for how, found_of in (("batched", runs), ("single", alone)):
                 clock = _clock(found_of)
                 clocks[how].append(clock)
