@@ -2,37 +2,47 @@
 
 from __future__ import annotations
 
+import ast
+import io
 import json
 import subprocess
 import sys
+import tokenize
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from runner.decode import Malformed, decode
-from runner.load import ROOT, BadInput, Problem
-from runner.schema import Cell, to_json
+from runner.load import ROOT, BadInput, Problem, read_source
+from runner.schema import Cell, digest, to_json
 
 FORMATS = ("table", "json")
+#: What a verdict rests on, of the judge's modules: battery, budgets, classes of arithmetic, draws.
+JUDGES = ("admission", "check", "fake_layers", "fakes", "inputs", "oracle")
+_DIGEST_CHARS = 12
 
 
 @dataclass(frozen=True)
 class Admission:
     """What the battery gave on one cell.
 
-    `accepted` are wrong answers that the judge let pass, `slandered` honest ones that it refused, with its
-    words; `not_applicable` has those that are neither here, by reason. `sensitivity` has of each input and
-    parameter the share of elements that any output depends on, how often the judge noticed when a single one
-    of them was left out of account, and how often that was tried.
+    `refused` are the wrong answers that the judge did not let pass and `accepted` those that it did,
+    `slandered` honest ones that it refused, with its words; `not_applicable` has those that are neither here,
+    by reason. `sensitivity` has of each input and parameter the share of elements that any output depends on,
+    how often the judge noticed when a single one of them was left out of account, and how often that was
+    tried. The digests are those of what was judged and of what judged it.
     """
 
     problem: str
+    problem_digest: str
+    judge_digest: str
     cell: Cell
     device: str
     torch: str
-    refused: int = 0
+    refused: tuple[str, ...] = ()
     accepted: tuple[str, ...] = ()
     honest: int = 0
     slandered: dict[str, str] = field(default_factory=dict)
@@ -57,6 +67,33 @@ class Admission:
         """How often the judge noticed that an element was left out of account, of how many times."""
         of_each = list(self.sensitivity.values())
         return sum(noticed for _, noticed, _ in of_each), sum(tried for _, _, tried in of_each)
+
+
+def problem_digest(problem: Problem) -> str:
+    """Identity of what a problem's text computes."""
+    return digest(_code(problem.source))[:_DIGEST_CHARS]
+
+
+@cache
+def judge_digest() -> str:
+    """Identity of what `JUDGES` compute, as the files were when the process first asked."""
+    folder = Path(__file__).parent / "judge"
+    return digest([_code(read_source(folder / f"{name}.py")) for name in JUDGES])[:_DIGEST_CHARS]
+
+
+def _code(source: str) -> str:
+    """Leave out comments, docstrings and empty lines, which change no verdict; the same in any Python."""
+    lines = source.split("\n")
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, documented) and ast.get_docstring(node) is not None:
+            first, last = node.body[0].lineno, node.body[0].end_lineno or node.body[0].lineno
+            lines[first - 1 : last] = [""] * (last - first + 1)
+    return "\n".join(line.rstrip() for line in lines if line.strip())
 
 
 def admit(problem: Problem, cells: Sequence[Cell], device: str) -> Iterator[Admission]:
@@ -85,6 +122,8 @@ class Kept:
     """One line of a record: the verdict on a cell. Draws repeat, so the rest can be had again."""
 
     problem: str
+    problem_digest: str
+    judge_digest: str
     cell: str
     device: str
     torch: str
@@ -99,8 +138,20 @@ class Kept:
     def of(cls, one: Admission) -> Kept:
         """Keep what a reader of the record asks for."""
         absent = sum(map(len, one.not_applicable.values()))
-        about = (one.problem, one.cell.key, one.device, one.torch)
-        return cls(*about, one.refused, one.accepted, one.honest, one.slandered, absent, one.noticed)
+        about = (one.problem, one.problem_digest, one.judge_digest, one.cell.key, one.device, one.torch)
+        refused = len(one.refused)
+        return cls(*about, refused, one.accepted, one.honest, one.slandered, absent, one.noticed)
+
+    @property
+    def admitted(self) -> bool:
+        """Whether every wrong answer failed and every honest one passed."""
+        return not self.accepted and not self.slandered
+
+    def stale(self, problem: Problem) -> str:
+        """Say why the line no longer speaks of the files as they are; empty where it does."""
+        if self.problem_digest != problem_digest(problem):
+            return "the problem has changed"
+        return "the judge has changed" if self.judge_digest != judge_digest() else ""
 
 
 def read(path: Path) -> list[Kept]:
@@ -126,6 +177,19 @@ def keep(path: Path, found: Sequence[Admission]) -> None:
         raise BadInput(f"cannot write -o '{path}': {error.strerror}") from error
 
 
+def left(path: Path, problem: Problem, cells: Sequence[Cell]) -> tuple[Cell, ...]:
+    """Return the cells that a file does not yet admit, by a line of the files as they are.
+
+    Raises BadInput as `read`.
+    """
+    current = {
+        one.cell
+        for one in read(path)
+        if one.problem == problem.name and one.admitted and not one.stale(problem)
+    }
+    return tuple(cell for cell in cells if cell.key not in current)
+
+
 def render(found: Sequence[Admission], fmt: str) -> str:
     """Show one row a cell, those not admitted first and with reasons; then what was not applicable."""
     if fmt == "json":
@@ -146,7 +210,7 @@ def _row(one: Admission) -> dict[str, Any]:
         "shape": f"{one.cell.sweep}/{one.cell.label}",
         "arithmetic": one.cell.arithmetic,
         "verdict": one.verdict,
-        "wrong refused": f"{one.refused}/{one.refused + len(one.accepted)}",
+        "wrong refused": f"{len(one.refused)}/{len(one.refused) + len(one.accepted)}",
         "honest passed": f"{one.honest}/{one.honest + len(one.slandered)}",
         "not applicable": sum(map(len, one.not_applicable.values())),
         "matters": f"{min(shares):.0%}" if shares else "-",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from runner.schema import Comparison, Samples, Timed, Verdict
+from runner.schema import Comparison, Record, Samples, Timed, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -34,6 +34,9 @@ BLOCK_ROUNDS = 6
 #: No interval is narrower than this on either side, in log ratio. Repeats of equals in the same processes on
 #: an H100 had a standard deviation of 0.03 to 0.06 % at 70 to 900 us, where rounds alone claimed 0.02 %.
 RESOLUTION = 0.001
+
+#: Flags a comparison whose interval is wider than was asked for.
+WIDE = "wide"
 
 CLAIM, JUDGE = "claim", "judge"
 #: A bound may exceed a claim by this share, and by this much of a window, for an honest kernel.
@@ -110,10 +113,8 @@ def comparison(timed: Timed, baseline: str, target: float = TARGET) -> Compariso
     if len(pairs) == 1:
         return compare(*pairs[0], baseline, target)
     medians = np.array(ratios_of_processes(timed, baseline))
-    reach = t_quantile(len(pairs) - 1) * float(medians.std(ddof=1)) / math.sqrt(len(pairs))
-    centre = median(medians)
     rounds = sum(len(mine) for mine, _ in pairs)
-    return _comparison(baseline, centre, (centre - reach, centre + reach), rounds, target)
+    return _comparison(baseline, median(medians), _over_processes(medians), rounds, target)
 
 
 def ratios_of_processes(timed: Timed, baseline: str) -> list[float]:
@@ -135,10 +136,43 @@ def times_us(timed: Timed, variant: str) -> list[float]:
     return [t for s in timed.samples if s.variant == variant for t in s.times_us]
 
 
+def interval_us(timed: Timed, variant: str) -> tuple[float, float]:
+    """Return the interval of a variant's own time, of about 95 %, over rounds or processes as `comparison`'s.
+
+    Raises KeyError where there are no such samples.
+    """
+    series = [s.times_us for s in timed.samples if s.variant == variant and not s.config.get("pilot")]
+    if not series:
+        raise KeyError(variant)
+    logarithms = [np.log(times) for times in series]
+    if len(logarithms) == 1:
+        low, high = _interval(logarithms[0])
+    else:
+        low, high = _over_processes(np.array([median(one) for one in logarithms]))
+    return math.exp(low), math.exp(high)
+
+
 def half_width(candidate_us: Sequence[float], baseline_us: Sequence[float]) -> float:
     """Return half the width of the comparison's interval, in log ratio."""
     low, high = _interval(_log_ratios(candidate_us, baseline_us))
     return (high - low) / 2
+
+
+def is_wide(timed: Timed, baseline: str) -> bool:
+    """Tell whether the most rounds, or the most time, came before an interval as narrow as asked for."""
+    found = comparison(timed, baseline)
+    return math.log(found.high / found.low) / 2 > timed.target
+
+
+def flags_of(record: Record) -> tuple[str, ...]:
+    """Return a record's flags, with `wide` where it is older than this flag."""
+    timed = record.timed
+    if timed is None or WIDE in record.flags:
+        return record.flags
+    try:
+        return (*record.flags, WIDE) if is_wide(timed, timed.headline) else record.flags
+    except (KeyError, ValueError):  # without pairs there is no interval
+        return record.flags
 
 
 def is_look(rounds: int) -> bool:
@@ -242,6 +276,7 @@ def together(runs: Sequence[Timed]) -> Timed:
         clock=clock,
         processes=len(runs),
         sm_clocks_mhz=tuple(c for run in runs for c in run.sm_clocks_mhz),
+        clock_reasons=tuple(reasons for run in runs for reasons in run.clock_reasons),
         settled=all(run.settled for run in runs),
         disturbances=dict(sum((Counter(run.disturbances) for run in runs), Counter())),
         batched=any(run.batched for run in runs),
@@ -340,6 +375,13 @@ def _interval(ratios: Ratios) -> tuple[float, float]:
         block_low, block_high = _block_interval(ratios)
         low, high = min(low, block_low), max(high, block_high)
     return low, high
+
+
+def _over_processes(medians: Ratios) -> tuple[float, float]:
+    """Return the 95 % t interval of processes, around the median of their medians."""
+    reach = t_quantile(len(medians) - 1) * float(medians.std(ddof=1)) / math.sqrt(len(medians))
+    centre = median(medians)
+    return centre - reach, centre + reach
 
 
 def _block_interval(ratios: Ratios) -> tuple[float, float]:

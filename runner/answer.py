@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from runner import lint
-from runner.output_rules import CHECKS
+from runner import lint, output_rules
+from runner.failures import Correctness, Failure, Feedback
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,35 +17,35 @@ if TYPE_CHECKING:
 FENCE = re.compile(r" {0,3}(`{3,}|~{3,})[ \t]*([^`\s]*)[^`]*")
 
 
-def judge(reply: str) -> dict[str, Any]:
+def judge(reply: str) -> Feedback:
     """Hold the last fenced block of a reply against the output rules and lint.
 
-    Returns `refused`, and `findings` with line (within the block), rule, severity and message; one error
-    among them refuses. Nothing is run, so a reply that is not refused may still be wrong.
+    Lines of findings are within the block; one error among them refuses. Nothing is run, so a reply that is
+    not refused may still be wrong.
     """
     source = last_block(reply)
     if source is None:
         finding = lint.Finding(1, "no-block", lint.ERROR, "no fenced block, or the last one is not closed")
         findings: tuple[lint.Finding, ...] = (finding,)
     else:
-        findings = lint.lint(source, CHECKS)
+        findings = output_rules.findings(source, bind=True)
     refused = any(one.severity == lint.ERROR for one in findings)
-    return {"refused": refused, "findings": [asdict(one) for one in findings]}
+    return Feedback(refused, findings)
 
 
-def feedback(records: Sequence[Record]) -> dict[str, Any]:
-    """Tell in plain JSON how many cells passed, and of the others each cell, shape, status and reason."""
-    failures = [
-        {
-            "cell": f"{one.cell.sweep}/{one.cell.label} {one.cell.arithmetic}",
-            "shape": one.cell.shape,
-            "status": one.status,
-            "reason": one.failed.reason,
-        }
+def correctness(records: Sequence[Record]) -> Correctness:
+    """Tell how many cells passed, and of the others each cell, shape, status and reason."""
+    failures = tuple(
+        Failure(
+            f"{one.cell.sweep}/{one.cell.label} {one.cell.arithmetic}",
+            one.cell.shape,
+            one.status,
+            one.failed.reason,
+        )
         for one in records
         if one.failed
-    ]
-    return {"cells": len(records), "passed": len(records) - len(failures), "failures": failures}
+    )
+    return Correctness(len(records), len(records) - len(failures), failures)
 
 
 def last_block(reply: str) -> str | None:

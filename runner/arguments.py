@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 
-from runner.load import ROOT, BadInput
-from runner.schema import DTYPES, MATHS
+from runner.load import ROOT, BadInput, unknown
+from runner.schema import DTYPES, ISOLATION, MATHS
 
 COMMANDS = (
     *(
@@ -28,9 +28,13 @@ COMMANDS = (
 )
 ARITHMETICS = (*MATHS, *DTYPES[1:])
 FORMATS = ("table", "github", "json", "csv")
-_EPILOG = (
-    "exit codes: 0 done; 1 a solution failed; 2 wrong usage or bad input; 3 the harness failed; "
-    "4 no such device, or another run has it"
+_OTHER_CODES = (
+    "2 wrong usage or bad input; 3 the harness failed; 4 no such device, or another run has it; "
+    "130 interrupted"
+)
+_EPILOG = f"exit codes: 0 done; 1 a solution failed; {_OTHER_CODES}"
+_DOCTOR_EPILOG = (
+    f"exit codes: 0 nothing is missing on the device; 1 something is to be mended; {_OTHER_CODES}"
 )
 
 
@@ -46,6 +50,8 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
     `run` may be left out: `python -m runner --problem NAME`.
     """
+    if words and not words[0].startswith("-") and words[0] not in COMMANDS:
+        raise unknown("command", words[0], COMMANDS)
     plain = words and (words[0] in COMMANDS or words[0] in ("-h", "--help", "--version"))
     return parser().parse_args(words if plain else ["run", *words])
 
@@ -195,9 +201,14 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--problem", required=True, metavar="NAME|PATH")
     _add_cells(parser)
     _add_protocol(parser)
+    parser.add_argument(
+        "--sms", type=_count, default=0, metavar="N", help="time on N SMs of a larger GPU: both solutions"
+    )
     parser.add_argument("--format", choices=("table", "github", "json"), default="table")
-    parser.set_defaults(command="compare", baseline=[], rerun=True, budget=None, output=None, sms=0)
-    parser.set_defaults(results=ROOT / "results")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="append a JSON line a shape, raw samples included"
+    )
+    parser.set_defaults(command="compare", baseline=[], rerun=True, budget=None, results=ROOT / "results")
 
 
 def _add_leaderboard(parser: argparse.ArgumentParser) -> None:
@@ -221,7 +232,7 @@ def _add_prompt(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stage", metavar="NAME", help="see `list`")
     parser.add_argument("--card", default="rtx4090", metavar="NAME", help="default: %(default)s")
     parser.add_argument(
-        "--profile", type=Path, metavar="FILE", help="JSON: {metrics: {kernel: {name: value}}}"
+        "--profile", type=_file("JSON"), metavar="FILE", help="JSON: {metrics: {kernel: {name: value}}}"
     )
     parser.add_argument(
         "--shapes", action="append", default=[], metavar="SWEEP|LABEL|k=v,...", help="default: kernelbench"
@@ -229,14 +240,31 @@ def _add_prompt(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--results", type=Path, default=ROOT / "results", metavar="DIR")
     parser.add_argument(
         "--answer",
-        type=Path,
+        type=_file("Markdown"),
         metavar="FILE",
         help="hold a model's reply against the output rules, as JSON, and run it if --problem is named",
     )
     parser.add_argument(
+        "--feedback",
+        type=_file("JSON"),
+        metavar="FILE",
+        help="what --answer printed: the page then tells what failed there, not in DIR",
+    )
+    parser.add_argument(
         "--no-run", action="store_true", help="judge the text of an answer alone; predict no metrics"
     )
-    _add_arithmetics(parser)
+    parser.add_argument(
+        "--dtype", metavar="LIST", help=f"of {', '.join(DTYPES)} (default: fp32, for an answer fp16 too)"
+    )
+    parser.add_argument(
+        "--math", metavar="LIST", help="accuracy of fp32 cells (default: tf32, for an answer fp32 too)"
+    )
+    parser.add_argument(
+        "--timeout", type=_positive, default=60.0, metavar="S", help="for predictions, or a call of an answer"
+    )
+    answering = parser.add_argument_group("of an answer alone")
+    answering.add_argument("--device", metavar="cpu|cuda:N", help="default: a GPU if there is one")
+    answering.add_argument("--memory", type=_positive, metavar="GIB", help="host memory that it may hold")
     parser.set_defaults(command="prompt")
 
 
@@ -262,7 +290,8 @@ def _add_explain(parser: argparse.ArgumentParser) -> None:
 def _add_staircase(parser: argparse.ArgumentParser) -> None:
     _add_solutions(parser)
     parser.add_argument("--card", metavar="NAME", help="default: all that have records")
-    parser.add_argument("--format", choices=FORMATS, default="table")
+    parser.add_argument("--format", choices=(*FORMATS, "svg"), default="table", help="svg: a picture")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: standard output")
     parser.add_argument("--results", type=Path, default=ROOT / "results", metavar="DIR")
     parser.set_defaults(command="staircase")
 
@@ -285,7 +314,7 @@ def _add_profile(parser: argparse.ArgumentParser) -> None:
         help="compare what `explain` predicts of each launch with what ncu reports, and nothing else",
     )
     parser.add_argument("--timeout", type=_positive, default=600.0, metavar="S", help="for one solution")
-    parser.add_argument("--format", choices=("table", "json"), default="table")
+    parser.add_argument("--format", choices=FORMATS, default="table")
     parser.add_argument("--results", type=Path, default=ROOT / "results", metavar="DIR")
     parser.add_argument(
         "-o", "--output", type=Path, metavar="FILE", help="write the JSON there, for `prompt --profile`"
@@ -301,6 +330,12 @@ def _add_submit(parser: argparse.ArgumentParser) -> None:
     _add_arithmetics(parser)
     _add_protocol(parser)
     parser.add_argument("--dry-run", action="store_true", help="stop after correctness, write nothing")
+    parser.add_argument(
+        "--require",
+        choices=ISOLATION,
+        default=ISOLATION[-1],
+        help="isolation that is enough to keep times; below %(default)s they are not ranked",
+    )
     parser.add_argument("--results", type=Path, default=ROOT / "results", metavar="DIR")
     parser.add_argument("--solutions", type=Path, default=ROOT / "solutions", metavar="DIR")
     parser.set_defaults(command="submit", shapes=[], card=None, baseline=[], rerun=True, sms=0)
@@ -344,6 +379,17 @@ def _add_admit(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command="admit")
 
 
+def _file(kind: str) -> Callable[[str], Path]:
+    """Read a path to a file of another kind than Python's, which a folder is not."""
+
+    def read(text: str) -> Path:
+        if Path(text).is_dir():
+            raise argparse.ArgumentTypeError(f"'{text}' is a directory: name the {kind} file in it")
+        return Path(text)
+
+    return read
+
+
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"'{text}' is not a positive whole number")
@@ -361,7 +407,7 @@ def _add_doctor(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=("table", "json"), default="table")
     parser.add_argument("--results", type=Path, default=ROOT / "results", metavar="DIR")
     parser.set_defaults(command="doctor")
-    parser.epilog = "exit codes: 0 nothing is missing on the device; 1 something is to be mended"
+    parser.epilog = _DOCTOR_EPILOG
 
 
 def _positive(text: str) -> float:

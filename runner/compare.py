@@ -1,39 +1,50 @@
-"""Two solutions in the same rounds: one verdict a shape, nothing is recorded."""
+"""Two solutions in the same rounds: one verdict a shape, with the samples behind it; nothing is recorded."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from runner.decode import decode
 from runner.judge_process import Judge
 from runner.load import Solution
+from runner.pipeline import require_sms
 from runner.plan import Request
-from runner.schema import Cell, Failed, Timed, to_json
+from runner.schema import PROTOCOL, Cell, Failed, Timed, to_json
+from runner.weigh import card_of
 
 RIVAL = "rival"
+#: What a comparison says of where it was made.
+_VERSIONS = ("gpu", "driver", "cuda", "cudnn", "torch", "triton")
 
 
 @dataclass(frozen=True)
 class Duel:
-    """What became of one cell. Without `timed` both were only checked, or `failed` says why not."""
+    """What became of one cell. Without `timed` both were only checked, or `failed` says why not.
+
+    `facts` say who was compared, when and on what.
+    """
 
     cell: Cell
     failed: Failed | None
     timed: Timed | None
     flags: tuple[str, ...]
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 def compare(request: Request, other: Solution, watch: Callable[[Cell], None]) -> Iterator[Duel]:
     """Yield a duel of the request's first solution with `other` for each of its cells.
 
-    `watch` is told of a cell before it runs. Raises JudgeDied.
+    `watch` is told of a cell before it runs. Raises JudgeDied, and BadInput for more SMs than there are.
     """
     mine, *_ = request.solutions
     judge = Judge(request.device)
     try:
+        require_sms(int(request.limits.get("sms", 0)), judge.environment)
+        facts = _facts(request, mine, other, judge.environment)
         for cell in request.cells:
             watch(cell)
             question = {
@@ -50,9 +61,28 @@ def compare(request: Request, other: Solution, watch: Callable[[Cell], None]) ->
                 _decoded(Failed, ruling["failed"]),
                 _decoded(Timed, ruling["timed"]),
                 tuple(ruling["flags"]),
+                facts | {"isolation": ruling["isolation"].get("level", ""), "time_utc": _now()},
             )
     finally:
         judge.close()
+
+
+def _facts(request: Request, mine: Solution, other: Solution, environment: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "protocol": PROTOCOL,
+        "problem": request.problem.name,
+        "problem_digest": request.problem.digest,
+        "solution": mine.name,
+        "solution_digest": mine.digest,
+        "other": other.name,
+        "other_digest": other.digest,
+        "card": card_of(environment, int(request.limits.get("sms", 0))),
+        **{name: environment[name] for name in _VERSIONS if name in environment},
+    }
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _text(solution: Solution) -> dict[str, str]:
@@ -64,10 +94,15 @@ def _decoded(kind: type, value: Any) -> Any:
 
 
 def row(duel: Duel) -> dict[str, Any]:
-    """Return a duel's facts; `ratio` is the other's time over the first's: above 1 the first is faster."""
+    """Return a duel's facts; `ratio` is the other's time over the first's: above 1 the first is faster.
+
+    `timed` holds the raw samples, from which all figures beside it can be computed again.
+    """
     from runner import analyse  # noqa: PLC0415 - numpy, which a CPU run does not need
 
     facts: dict[str, Any] = {
+        **duel.facts,
+        "cell": to_json(duel.cell),
         "shape": f"{duel.cell.sweep}/{duel.cell.label}",
         "arithmetic": duel.cell.arithmetic,
         "flags": list(duel.flags),
@@ -79,6 +114,7 @@ def row(duel: Duel) -> dict[str, Any]:
     found = analyse.comparison(duel.timed, RIVAL)
     return facts | {
         "status": "PASS",
+        "flags": [*duel.flags, *([analyse.WIDE] if analyse.is_wide(duel.timed, RIVAL) else [])],
         "time_us": analyse.median(analyse.times_us(duel.timed, "solution")),
         "other_us": analyse.median(analyse.times_us(duel.timed, RIVAL)),
         "ratio": found.speedup,
@@ -87,6 +123,8 @@ def row(duel: Duel) -> dict[str, Any]:
         "verdict": str(found.verdict),
         "rounds": found.rounds,
         "clock": duel.timed.clock,
+        "processes": duel.timed.processes,
+        "timed": to_json(duel.timed),
     }
 
 

@@ -13,8 +13,6 @@ Facts = dict[str, Any]
 #: What a contestant may be confined by, from the least to what a ranked record of a stranger's file needs.
 LEVELS = ("none", "partial", "full")
 
-#: A driver keeps some memory for itself, and some cards keep more of it for error correction.
-_MEMORY_SHARE = 0.9
 _SANDBOX = {
     "landlock": "run Linux 5.19 or later with `landlock` in /sys/kernel/security/lsm; a container's seccomp "
     "profile must allow its three calls",
@@ -69,7 +67,7 @@ def card(known: Facts) -> Diagnosis:
     if not sheets:
         add = "add its data sheet to runner/cards for roofline, waves and a board"
         return Diagnosis("device", NOTE, f"{name}, {known['sms']} SMs: no card is known by that name", add)
-    differences = {sheet.name: list(_differences(known, sheet)) for sheet in sheets}
+    differences = {sheet.name: cards.disagreements(sheet, known) for sheet in sheets}
     best = min(differences, key=lambda sheet: len(differences[sheet]))
     if differences[best]:
         found = f"{name} differs from the card {best}: {'; '.join(differences[best])}"
@@ -77,21 +75,6 @@ def card(known: Facts) -> Diagnosis:
             "device", MEND, found, "a partition (MIG) or another model gets no times of this card"
         )
     return Diagnosis("device", OK, f"{name}, as the card {best} says; CUDA {known['cuda']}")
-
-
-def _differences(known: Facts, sheet: cards.Card) -> Iterator[str]:
-    pairs = {
-        "SMs": (known["sms"], sheet.sms),
-        "bytes of L2": (known["l2_bytes"], sheet.l2_bytes),
-        "bytes of shared memory per SM": (known["shared_bytes_per_sm"], sheet.shared_bytes_per_sm),
-        "capability": (known["capability"], "{}.{}".format(*sheet.compute_capability)),
-    }
-    for what, (live, told) in pairs.items():
-        if live != told:
-            yield f"{what} {live}, not {told}"
-    live, told = known["memory_bytes"], sheet.memory_bytes
-    if not _MEMORY_SHARE * told <= live <= told / _MEMORY_SHARE:
-        yield f"bytes of memory {live}, not {told}"
 
 
 def _state(known: Facts) -> Iterator[Diagnosis]:

@@ -78,13 +78,16 @@ def _report(
         "arithmetic": cell.arithmetic,
         "card": card.name,
     }
-    report: Report = {**place, **_work(problem, cell, card), **_canonical(problem, cell, card)}
+    traffic_bytes = forward.traffic_bytes if forward else 0
+    work = _work(problem, cell, card) or _traffic(traffic_bytes, card)
+    report: Report = {**place, **work, **_canonical(problem, cell, card)}
+    report["notes"] = list(_notes(solution, work))
     if forward is None:
         return report | {"skipped": f"the solution does not declare {cell.arithmetic}"}
+    report |= {"triton": forward.triton} if forward.triton else {}
     if forward.error:
         return report | {"error": forward.error}
     return report | {
-        "triton": forward.triton,
         "memory_bytes": forward.memory_bytes,
         "fits_memory": forward.memory_bytes <= card.memory_bytes,
         "operators": forward.operators,
@@ -140,6 +143,36 @@ def _work(problem: Problem, cell: Cell, card: Card) -> Report:
         "bound_by": bound.limiter,
         "floor_us": roofline.floor_us(traffic_bytes, 0, card),
     }
+
+
+def _traffic(traffic_bytes: int, card: Card) -> Report:
+    """Return the floor of a problem that counts nothing itself, by what its reference reads and writes."""
+    if not traffic_bytes:
+        return {}
+    return {
+        "min_bytes": traffic_bytes,
+        "flops": None,
+        "floor_us": roofline.floor_us(traffic_bytes, 0, card),
+    }
+
+
+def _notes(solution: Solution, work: Report) -> Iterator[str]:
+    """Say what is not known, and why; it holds for all cells of a solution alike."""
+    if not work:
+        yield "bytes and FLOPs are unknown: the problem has no `min_bytes` and `flops` to count them"
+    elif work["flops"] is None:
+        yield (
+            "FLOPs are unknown, for the problem has no `flops` to count them: "
+            "the floor is that of inputs, parameters and outputs, each moved once"
+        )
+    tree = ast.parse(solution.source)
+    aliases = imported_names(tree)
+    named = (node for node in ast.walk(tree) if isinstance(node, (ast.Attribute, ast.Name)))
+    if any(dotted_name(node, aliases) == "torch.compile" for node in named):
+        yield (
+            "what it gives to torch.compile counts as PyTorch's operators here: "
+            "Inductor writes their kernels on a GPU alone, where `profile` shows them"
+        )
 
 
 def _launch(made: Compiled, card: Card, place: dict[str, str], tile_loop: bool) -> Report:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -35,22 +36,34 @@ def render(reports: Sequence[Report], fmt: str) -> str:
 def _group(reports: list[Report], fmt: str) -> str:
     """Render one solution in one arithmetic: its launches, cards side by side, then the work and remarks."""
     first = reports[0]
-    versions = ", ".join(sorted({one["triton"] for one in reports if "triton" in one})) or "?"
-    title = (
-        f"{first['solution']} on {first['problem']} in {first['arithmetic']}, compiled by Triton {versions}"
-    )
+    title = f"{first['solution']} on {first['problem']} in {first['arithmetic']}"
+    versions = ", ".join(sorted({one["triton"] for one in reports if "triton" in one}))
+    title += f", compiled by Triton {versions}" if versions else ""
     shapes = list(dict.fromkeys(one["shape"] for one in reports))
     launches = [
-        (shapes.index(one["shape"]), number, _launch_line(one, launch))
+        (shapes.index(one["shape"]), number, line)
         for one in reports
-        for number, launch in enumerate(one.get("launches", []))
+        for number, line in enumerate(_launch_lines(one))
     ]
     launches.sort(key=lambda entry: entry[:2])
     tables = [[line for _, _, line in launches], [_work_line(one) for one in reports]]
     if not any("canonical" in one for one in reports):
         tables[0] = [{name: text for name, text in line.items() if name != "canonical"} for line in tables[0]]
-    remarks = "\n".join(f"- {_printable(text)}" for one in reports for text in _remarks(one))
+    tables[1] = _without_empty(tables[1])
+    told = [text for one in reports for text in one["notes"]]
+    told += [text for one in reports for text in _remarks(one)]
+    remarks = "\n".join(f"- {_printable(text)}" for text in dict.fromkeys(told))
     return "\n\n".join([title, *(_tabulate(lines, fmt) for lines in tables if lines), remarks]).rstrip()
+
+
+def _launch_lines(report: Report) -> list[Line]:
+    """Return a line for each distinct launch, in the order in which they first come, with their count."""
+    lines = [_launch_line(report, launch) for launch in report.get("launches", [])]
+    counts = Counter(tuple(line.items()) for line in lines)
+    return [
+        dict(line) | {"kernel": f"{count}x {dict(line)['kernel']}"} if count > 1 else dict(line)
+        for line, count in counts.items()
+    ]
 
 
 def _launch_line(report: Report, launch: Report) -> Line:
@@ -94,16 +107,26 @@ def _work_line(report: Report) -> Line:
         )
     else:
         memory = ABSENT
-    line = {"shape": report["shape"], "card": report["card"], "memory": memory}
-    if "flops" not in report:
-        return line
-    return line | {
-        "MB": f"{report['min_bytes'] / 1e6:.1f}",
-        "GFLOP": f"{report['flops'] / 1e9:.3f}",
-        "bound_us": f"{report['bound_us']:.2f}",
-        "by": report["bound_by"],
-        "floor_us": f"{report['floor_us']:.2f}",
+
+    def show(name: str, form: str, unit: float = 1) -> str:
+        return ABSENT if report.get(name) is None else format(report[name] / unit, form)
+
+    return {
+        "shape": report["shape"],
+        "card": report["card"],
+        "memory": memory,
+        "MB": show("min_bytes", ".1f", 1e6),
+        "GFLOP": show("flops", ".3f", 1e9),
+        "bound_us": show("bound_us", ".2f"),
+        "by": report.get("bound_by", ABSENT),
+        "floor_us": show("floor_us", ".2f"),
     }
+
+
+def _without_empty(lines: list[Line]) -> list[Line]:
+    """Leave out the columns that no line fills."""
+    filled = {name for line in lines for name, text in line.items() if text != ABSENT}
+    return [{name: text for name, text in line.items() if name in filled} for line in lines]
 
 
 def _remarks(report: Report) -> Iterator[str]:

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from runner import cards, load, record
-from runner.analyse import comparison, t_quantile
+from runner.analyse import comparison, flags_of, t_quantile
 from runner.plan import DEFAULT_SWEEPS, TARGET_CARD
-from runner.schema import HARMLESS, NOT_RANKED, PROTOCOL, Comparison, Record, Status, digest
+from runner.schema import HARMLESS, ISOLATION, NOT_RANKED, PROTOCOL, Comparison, Record, Status, digest
 from runner.waves import Occupancy, largest
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def read(results: Path, root: Path = load.ROOT) -> tuple[list[Board], list[str]]
     problems: list[str] = []
     for path in sorted(results.glob("*/*/*.jsonl")):
         found, complaints = record.read(path)
-        records += [one for one in found if one.card != "cpu"]
+        records += [_held_to_isolation(one) for one in found if one.card != "cpu"]
         problems += complaints
     groups = itertools.groupby(sorted(records, key=_newest_first), _newest_first)
     return [_board(list(group), root) for _, group in groups], problems
@@ -175,6 +175,15 @@ def _ratio(first: Comparison, other: Comparison) -> Comparison:
     )
 
 
+def _held_to_isolation(one: Record) -> Record:
+    """Flag the times of a signed file that was not fully isolated, so that they are shown and not ranked."""
+    isolation = one.environment.get("isolation")
+    level = isolation.get("level") if isinstance(isolation, dict) else None
+    if one.timed is None or not one.author or level == ISOLATION[-1]:
+        return one
+    return replace(one, flags=(*one.flags, f"{NOT_RANKED}: isolation {level or 'unknown'}"))
+
+
 def _group(one: Record) -> tuple[str, str, int, str]:
     return one.card, one.problem, one.protocol, one.cell.arithmetic
 
@@ -219,7 +228,7 @@ def _entry(records: list[Record], problem: load.Problem | None, shapes: dict[str
     speedups = {place: each for place, each in outcomes.items() if isinstance(each, Comparison)}
     apart = {place for place, one in latest.items() if LAUNCH_BOUND in one.flags}
     compared = {place: each for place, each in speedups.items() if place not in apart}
-    flags = Counter(flag for one in latest.values() for flag in one.flags if flag != LAUNCH_BOUND)
+    flags = Counter(flag for one in latest.values() for flag in flags_of(one) if flag != LAUNCH_BOUND)
     return Entry(
         solution=newest.solution,
         digest=newest.solution_digest,

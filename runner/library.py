@@ -12,34 +12,36 @@ from runner.schema import Record
 
 def evaluate(
     source: str,
-    problem: str,
+    problem: str | Path,
     *,
-    shapes: Sequence[str] = (),
-    dtypes: Sequence[str] = ("fp32", "fp16"),
-    maths: Sequence[str] = ("tf32", "fp32"),
+    shapes: str | Sequence[str] = (),
+    dtypes: str | Sequence[str] = ("fp32", "fp16"),
+    maths: str | Sequence[str] = ("tf32", "fp32"),
     device: str | None = None,
-    baselines: Sequence[str] | None = None,
-    results: Path | None = None,
+    baselines: str | Sequence[str] | None = None,
+    results: str | Path | None = None,
     name: str = "candidate",
 ) -> list[Record]:
     """Judge a solution's source text as the command line would; returns its records.
 
     `problem` is a name or a path, `shapes` are as for `--shapes`, `device` is `cpu`, `cuda:N` or None
-    for what there is; with an empty `baselines` nothing is timed. Records are kept in `results` if given
-    and thrown away otherwise. A wrong or broken solution is a record with its status, not an exception.
+    for what there is; with an empty `baselines` nothing is timed. Where several names may stand, a text is
+    one. Records are kept in the folder `results` if given, as the command line keeps them, and thrown away
+    otherwise. A wrong or broken solution is a record with its status, not an exception.
     Raises `load.BadInput` for arguments that cannot be and `devices.NoDevice`.
     """
-    found = load.find_problem(problem)
+    found, solution = load.find_problem(str(problem)), load.solution_of(source, name)
     chosen = devices.choose(device)
-    cells = plan.plan_cells(found, shapes, dtypes, maths, chosen, cards.load_card(plan.TARGET_CARD).sms)
+    sms = cards.load_card(plan.TARGET_CARD).sms
+    cells = plan.plan_cells(found, load.as_names(shapes), dtypes, maths, chosen, sms)
     timed = baselines is None or len(baselines) > 0
     with TemporaryDirectory(prefix="kernelwave-") as folder:
         request = plan.Request(
             problem=found,
-            solutions=(load.Solution(name, Path(f"{name}.py"), source),),
+            solutions=(solution,),
             cells=cells,
             baselines=load.chosen_baselines(baselines or ()) if timed else (),
             device=chosen,
-            results=results or Path(folder),
+            results=Path(results or folder),
         )
         return list(pipeline.run(request, lambda _: None).records)

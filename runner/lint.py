@@ -7,7 +7,6 @@ exist. Advice stops nothing; about libraries it is a tripwire, easily evaded, an
 from __future__ import annotations
 
 import ast
-import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -25,8 +24,12 @@ ADVICE = "advice"
 #: Methods of a tensor that call a GEMM of a library, and operators of torch that do (conv* by their name).
 GEMM_METHODS = frozenset({"addbmm", "addmm", "addmv", "baddbmm", "bmm", "inner", "matmul", "mm", "mv"})
 GEMM_OPERATORS = GEMM_METHODS | {"bilinear", "chain_matmul", "einsum", "linear", "multi_dot", "tensordot"}
-OPERATOR = re.compile(r"torch\.(?:nn\.functional\.|linalg\.|ops\.aten\.)?_?(\w+)")
-LAYER = re.compile(r"torch\.nn\.(?:modules\.\w+\.)?(?:Lazy)?(?:Conv(?:Transpose)?\dd|Linear|Bilinear)")
+#: Where operators of torch are, the innermost first.
+OPERATORS_OF = ("torch.nn.functional.", "torch.linalg.", "torch.ops.aten.", "torch.")
+#: Layers that call one, Lazy ones aside.
+LAYERS = frozenset(
+    {"Linear", "Bilinear", *(f"Conv{kind}{axes}d" for kind in ("", "Transpose") for axes in "123")}
+)
 
 #: What may stand at module level; `if` and `try` are looked into.
 DEFINITIONS = (
@@ -81,7 +84,8 @@ def read_header(source: str) -> Header:
     if isinstance(tree, Finding):
         return Header()
     text = ast.get_docstring(tree) or ""
-    fields = {name.lower(): value for name, value in re.findall(r"(?im)^(author|notes): *(\S.*)$", text)}
+    lines = (line.partition(":") for line in text.split("\n"))
+    fields = {name.lower(): value.strip() for name, _, value in lines if value.strip()}
     declared = {name: values for name, _, values in _declarations(tree) if isinstance(values, tuple)}
     return Header(
         technique=text.partition("\n")[0].strip(),
@@ -172,10 +176,10 @@ def _calls_no_library(tree: ast.Module) -> Iterator[Finding]:
 
 
 def _library_operator(dotted: str) -> str:
-    operator = OPERATOR.fullmatch(dotted)
-    if operator and (operator[1] in GEMM_OPERATORS or re.match("(cudnn_)?conv", operator[1])):
-        return dotted
-    return ""
+    place = next((place for place in OPERATORS_OF if dotted.startswith(place)), "")
+    name = dotted.removeprefix(place).removeprefix("_")
+    is_conv = "." not in name and name.removeprefix("cudnn_").startswith("conv")
+    return dotted if place and (is_conv or name in GEMM_OPERATORS) else ""
 
 
 def _called_layer(node: ast.Call, aliases: Aliases, layers: set[str]) -> str:
@@ -299,4 +303,9 @@ def _constructs_layer(node: ast.expr, aliases: Aliases) -> bool:
 
 
 def _is_layer(node: ast.AST, aliases: Aliases) -> bool:
-    return isinstance(node, ast.Call) and LAYER.fullmatch(dotted_name(node.func, aliases)) is not None
+    if not isinstance(node, ast.Call):
+        return False
+    place, _, name = dotted_name(node.func, aliases).rpartition(".")
+    # torch.nn.Conv2d and torch.nn.modules.conv.Conv2d
+    known = place == "torch.nn" or (place.startswith("torch.nn.modules.") and place.count(".") == 3)
+    return known and name.removeprefix("Lazy") in LAYERS

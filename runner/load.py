@@ -26,6 +26,10 @@ from runner.schema import Shape, digest
 ROOT = Path(__file__).resolve().parent.parent
 MAX_SOURCE_BYTES = 2**20
 _BASELINES = Path(__file__).parent / "baselines"
+#: Of a file's stem, as far as it names records.
+_NAME_CHARACTERS = 100
+#: Of a size in a shape: any number of so many fits 64 bits.
+_DIGITS = 18
 
 
 class BadInput(Exception):
@@ -40,6 +44,23 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> BadInput:
     return BadInput(f"unknown {kind} '{name}': {hint}")
 
 
+def known_names(kind: str, named: str | Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+    """Return the names that are named, each once; a text is one name.
+
+    Raises BadInput for one that is not known, and where there is none.
+    """
+    chosen = tuple(dict.fromkeys(as_names(named)))
+    for name in chosen or ("",):
+        if name not in known:
+            raise unknown(kind, str(name), known)
+    return chosen
+
+
+def as_names(named: str | Sequence[str]) -> tuple[str, ...]:
+    """Take a text for one name, not for its letters."""
+    return (named,) if isinstance(named, str) else tuple(named)
+
+
 def read_source(path: Path) -> str:
     """Read a source file, or say in one line why it cannot be read."""
     try:
@@ -49,14 +70,19 @@ def read_source(path: Path) -> str:
             data = file.read(MAX_SOURCE_BYTES + 1)  # no more, for /dev/zero has no end
     except OSError as error:
         raise BadInput(f"cannot read '{path}': {error.strerror}") from error
+    return _text(data, str(path))
+
+
+def _text(data: bytes, place: str) -> str:
+    """Decode a source, or say what no source may have."""
     if len(data) > MAX_SOURCE_BYTES:
-        raise BadInput(f"'{path}' has more than {MAX_SOURCE_BYTES} bytes, which no source may have")
+        raise BadInput(f"'{place}' has more than {MAX_SOURCE_BYTES} bytes, which no source may have")
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
-        raise BadInput(f"'{path}' is not UTF-8 (byte {error.start}): save it as UTF-8") from error
+        raise BadInput(f"'{place}' is not UTF-8 (byte {error.start}): save it as UTF-8") from error
     if "\0" in text:
-        raise BadInput(f"'{path}' holds NUL bytes: it is no Python source")
+        raise BadInput(f"'{place}' holds NUL bytes: it is no source text")
     return text
 
 
@@ -149,13 +175,15 @@ class Problem:
         if self.foreign:
             raise BadInput(f"problem '{self.name}' has one shape only: leave --shapes out")
         known = self.outline.Shape()._asdict()
-        values = dict(known)
+        named: Shape = {}
         for part in text.split(","):
             key, _, value = part.partition("=")
             if key not in known:
                 raise unknown("shape field", key, known)
-            values[key] = _parse_value(key, value, known[key])
-        return self.valid(values, text)
+            if key in named:
+                raise BadInput(f"shape '{text}' has {key} twice: leave one out, or write two --shapes")
+            named[key] = _parse_value(key, value, known[key])
+        return self.valid(known | named, text)
 
     def valid(self, values: Shape, text: str) -> Shape:
         """Check a shape by the problem's own rules, or raise BadInput."""
@@ -173,8 +201,11 @@ def _parse_value(key: str, text: str, default: Any) -> Any:
         if text.lower() in ("false", "0", "no"):
             return False
         raise BadInput(f"shape field {key}='{text}': true or false")
-    if not re.fullmatch(r"-?\d{1,18}(x-?\d{1,18})*", text):
-        raise BadInput(f"shape field {key}='{text}': a whole number, or one per axis as in 3x5")
+    if not re.fullmatch(rf"-?\d{{1,{_DIGITS}}}(x-?\d{{1,{_DIGITS}}})*", text):
+        raise BadInput(
+            f"shape field {key}='{text}': a whole number of at most {_DIGITS} digits, "
+            "or one per axis as in 3x5"
+        )
     sizes = tuple(int(part) for part in text.split("x"))
     return sizes[0] if len(sizes) == 1 else sizes
 
@@ -251,9 +282,7 @@ def chosen_baselines(named: Sequence[str]) -> tuple[str, ...]:
 
     Raises BadInput for one that is not known.
     """
-    for name in named:
-        if name not in baseline_names():
-            raise unknown("baseline", name, baseline_names())
+    named = known_names("baseline", named, baseline_names()) if named else ()
     leads = any(_says(name, "HEADLINE") for name in named)
     return tuple(dict.fromkeys(named if leads else [*default_baselines(), *named]))
 
@@ -268,7 +297,7 @@ def find_problem(name: str, root: Path = ROOT) -> Problem:
     """Find a problem by name, or by path if it looks like one."""
     if _is_path(name):
         path = Path(name)
-        problem = Problem(_safe(path.stem), path, read_source(path))
+        problem = Problem(_safe(path.stem), path.absolute(), read_source(path))  # children run in ROOT
     elif name in problem_names(root):
         path = root / "problems" / f"{name}.py"
         problem = Problem(name, path, read_source(path))
@@ -283,7 +312,34 @@ def find_solution(name: str, problem: str, root: Path = ROOT) -> Solution:
     path = Path(name) if _is_path(name) else root / "solutions" / problem / f"{name}.py"
     if not _is_path(name) and name not in solution_names(problem, root):
         raise unknown("solution", name, solution_names(problem, root))
-    return Solution(_safe(path.stem), path, read_source(path))
+    return Solution(_safe(path.stem), path.absolute(), read_source(path))
+
+
+def solution_of(source: str, name: str) -> Solution:
+    """Make a solution of a text that is in no file. Raises BadInput for what no file could hold."""
+    if not isinstance(source, str):
+        raise BadInput(f"the source is of type {type(source).__name__}: give the solution's text, a str")
+    if name != _safe(name):
+        raise BadInput(
+            f"name {name!r} cannot name records: letters, digits, '_' and '-' can, as in '{_safe(name)}'"
+        )
+    return Solution(name, Path(f"{name}.py"), _text(source.encode(errors="surrogatepass"), name))
+
+
+def require_distinct(solutions: Iterable[Solution]) -> list[Solution]:
+    """Return each solution once, whatever leads to its file.
+
+    Raises BadInput for two files that give one name, for their records could not be told apart.
+    """
+    found: dict[str, Solution] = {}
+    for one in solutions:
+        first = found.setdefault(one.name, one)
+        if first.path.resolve() != one.path.resolve():
+            raise BadInput(
+                f"'{first.path}' and '{one.path}' would both be recorded as '{one.name}': "
+                "rename one, or run them apart"
+            )
+    return list(found.values())
 
 
 def _is_path(name: str) -> bool:
@@ -292,4 +348,4 @@ def _is_path(name: str) -> bool:
 
 def _safe(stem: str) -> str:
     """A name that can stand in a path of `results/`."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", stem).lstrip("_-") or "unnamed"
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", stem).lstrip("_-")[:_NAME_CHARACTERS] or "unnamed"

@@ -18,6 +18,7 @@ from typing import Protocol, TypeVar
 
 from runner import analyse
 from runner.channel import Call
+from runner.phases import BUSY, ROUNDS, Phases
 from runner.schema import Samples, Timed
 
 SOLUTION = "solution"
@@ -54,15 +55,21 @@ class Machine(Protocol):
     def sm_clock_mhz(self) -> int:
         """The SM clock, 0 where it is not known."""
 
+    @property
+    def reasons(self) -> int:
+        """Why it is what it is: NVML's clock event reasons, a bit each."""
+
 
 class Bench(Protocol):
     """What rounds are made of. `process_of` names the process that a variant runs in.
 
-    `cold_us` is what a call alone may lose by parameters that a batch would find in L2.
+    `cold_us` is what a call alone may lose by parameters that a batch would find in L2, `busy_s` how long
+    the device is known to have had work so far.
     """
 
     max_calls: int
     cold_us: float
+    busy_s: float
 
     def fresh(self, calls: int) -> None:
         """Draw new inputs for the next round's calls."""
@@ -114,7 +121,7 @@ class Settings:
 class _Round:
     windows: dict[str, Window]
     nulls: dict[str, Window]
-    sm_clock_mhz: int
+    machine: Machine
 
 
 @dataclass
@@ -152,28 +159,32 @@ def measure(
     rng: random.Random | None,
     settings: Settings,
     clock: Callable[[], float] = time.monotonic,
+    phases: Phases | None = None,
 ) -> Timed:
     """Time the solution against `baselines`; the headline is chosen on a pilot and then measured anew.
 
     After the pilot the headline goes on, and so do those that `always` do (eager as shipped). The order
     within a round is drawn from `rng`; without one it stays as given, which only a test of its bias would
-    want. Raises ValueError when no baseline is eligible, Disturbed when the disturbances allowed are spent,
-    and Stalled.
+    want. `phases` is told what each part took. Raises ValueError when no baseline is eligible, Disturbed
+    when the disturbances allowed are spent, and Stalled.
     """
     end = clock() + settings.budget_s
+    phases = phases or Phases(clock)
     variants = [SOLUTION, *baselines]
     patience = _Patience(MAX_INVALID_SHARE * settings.max_rounds)
-    estimates = {v: patience.insist(partial(_estimate, bench, v)) for v in variants}
-    calls = calls_per_sample(min(estimates.values()), max(estimates.values()), bench.max_calls)
-    pilot, settled = _pilot(bench, variants, calls, rng, patience)
+    with phases.phase("pilot"):
+        estimates = {v: patience.insist(partial(_estimate, bench, v)) for v in variants}
+        calls = calls_per_sample(min(estimates.values()), max(estimates.values()), bench.max_calls)
+        pilot, settled = _pilot(bench, variants, calls, rng, patience)
     pilot_samples = _samples(pilot, variants, calls, bench)
     headline = analyse.headline(pilot_samples, eligible)
     kept = [v for v in variants if v in (SOLUTION, headline) or v in always]
-    course = _Course(bench, rng, settings, patience, headline, lambda: clock() < end)
+    course = _Course(bench, rng, settings, patience, headline, phases, lambda: clock() < end)
     samples, rounds, batched = course.times(kept, calls)
     decides = analyse.clock_of(samples)
     dropped = [_as_pilot(analyse.by_clock(s, decides)) for s in pilot_samples if s.variant not in kept]
-    asides = [_aside(bench, s) if s.variant in (SOLUTION, headline) else s for s in samples]
+    with phases.phase("asides"):
+        asides = [_aside(bench, s) if s.variant in (SOLUTION, headline) else s for s in samples]
     return Timed(
         samples=(*asides, *dropped),
         headline=headline,
@@ -183,9 +194,11 @@ def measure(
         checked_calls=0,
         handshake_us=max(s.null_us for s in samples),
         clock=decides,
-        sm_clocks_mhz=tuple(r.sm_clock_mhz for r in rounds if r.sm_clock_mhz),
+        sm_clocks_mhz=tuple(r.machine.sm_clock_mhz for r in rounds if r.machine.sm_clock_mhz),
+        clock_reasons=tuple(r.machine.reasons for r in rounds if r.machine.sm_clock_mhz),
         settled=settled,
         batched=batched,
+        target=settings.target,
     )
 
 
@@ -198,15 +211,20 @@ class _Course:
     settings: Settings
     patience: _Patience
     headline: str
+    phases: Phases
     has_time: Callable[[], bool]
 
     def times(self, variants: Sequence[str], calls: int) -> tuple[list[Samples], list[_Round], bool]:
         """Return what decides, the rounds it comes from, and whether a batch was cheaper than its calls."""
-        rounds = self.run(variants, calls)
+        busy_s = self.bench.busy_s
+        with self.phases.phase(ROUNDS):
+            rounds = self.run(variants, calls)
+        self.phases.add(BUSY, self.bench.busy_s - busy_s)
         samples = _decided(self.bench, _samples(rounds, variants, calls, self.bench))
         if calls == 1:
             return samples, rounds, False
-        alone = self.alone(variants)
+        with self.phases.phase("single calls"):
+            alone = self.alone(variants)
         # claims show a gain of a few us that the judge's clock cannot, and the judge's clock what they hide
         pairs = [
             [analyse.by_claims(samples), analyse.by_claims(alone)],
@@ -286,26 +304,33 @@ def _estimate(bench: Bench, variant: str) -> float:
 def _pilot(
     bench: Bench, variants: Sequence[str], calls: int, rng: random.Random | None, patience: _Patience
 ) -> tuple[list[_Round], bool]:
-    """Run blocks of rounds until two running agree; returns those two, and whether they do."""
+    """Run blocks of rounds until two running agree; returns those two, and whether all has settled."""
     bench.fresh(calls)
     for variant in variants:
         for _ in range(2):  # an allocator finds its order when it has all blocks
             patience.insist(partial(bench.warm_up, variant, calls))
     blocks: list[list[_Round]] = []
-    settled = False
-    while len(blocks) < MAX_PILOT_BLOCKS and not settled:
+    agree = False
+    while len(blocks) < MAX_PILOT_BLOCKS and not agree:
         blocks.append(
             [patience.insist(partial(_round, bench, variants, calls, rng)) for _ in range(PILOT_BLOCK)]
         )
-        settled = len(blocks) > 1 and all(_agree(blocks[-2], blocks[-1], v) for v in variants)
-    return [r for block in blocks[-2:] for r in block], settled
+        agree = len(blocks) > 1 and all(_agree(blocks[-2], blocks[-1], v) for v in variants)
+    return [r for block in blocks[-2:] for r in block], agree and _clocks_agree(*blocks[-2:])
 
 
 def _agree(before: Sequence[_Round], after: Sequence[_Round], variant: str) -> bool:
     """Compare the claims, which have no noise of the handshake; they decide nothing here."""
-    first, second = (
-        analyse.median([r.windows[variant].claim_us for r in block]) for block in (before, after)
-    )
+    return _near(*([r.windows[variant].claim_us for r in block] for block in (before, after)))
+
+
+def _clocks_agree(before: Sequence[_Round], after: Sequence[_Round]) -> bool:
+    """Compare the SM clocks. It is only told: what waits for memory settles before they do."""
+    return _near(*([r.machine.sm_clock_mhz for r in block] for block in (before, after)))
+
+
+def _near(before: Sequence[float], after: Sequence[float]) -> bool:
+    first, second = analyse.median(before), analyse.median(after)
     return abs(first - second) <= SETTLED_WITHIN * max(first, second)
 
 
@@ -321,7 +346,7 @@ def _round(bench: Bench, variants: Sequence[str], calls: int, rng: random.Random
         process = bench.process_of(variant)
         if process not in nulls:
             nulls[process] = bench.null(variant, calls)
-    return _Round(windows, nulls, bench.state().sm_clock_mhz)
+    return _Round(windows, nulls, bench.state())
 
 
 def _samples(rounds: Sequence[_Round], variants: Sequence[str], calls: int, bench: Bench) -> list[Samples]:

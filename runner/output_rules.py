@@ -1,24 +1,27 @@
 """What an answer to a prompt has to keep to: one table for the prompt's words and for lint's findings.
 
-These rules bind only where they are asked for; a file for `solutions/` may have constants and helpers.
+These rules bind only where they are asked for; to others they are advice, for a file of `solutions/` may have
+constants and helpers.
 """
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from runner.launches import LAUNCH_OPTIONS, Kernel, Launch, is_kernel, kernels, launches
-from runner.lint import ERROR, Finding, Rule, imported_names
+from runner.kernels import MAX_GRID_RANK, Kernel, is_kernel, kernels
+from runner.launches import Launch, launches
+from runner.lint import ADVICE, ERROR, Finding, Rule, dotted_name, imported_names, lint
+from runner.tuning import LAUNCH_OPTIONS, UNREAD
 
 if TYPE_CHECKING:
     from runner.lint import Aliases
 
 IMPORTS = ("torch", "torch.nn", "triton", "triton.language")
 KINDS = ("an import", "a kernel", "a wrapper", "ModelNew")
-MAX_GRID_RANK = 3
+MODULE = ("torch.nn.Module", "torch.nn.modules.Module", "torch.nn.modules.module.Module")
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ def _ids_match_grids(tree: ast.Module) -> Iterator[Finding]:
     for launch, kernel in _launched(tree):
         rank = launch.grid.rank
         if kernel.axes is None:
-            message = f"{kernel.name} asks for a program_id whose axis is no literal"
+            message = f"{kernel.name} asks for a program_id whose axis is not 0, 1 or 2, as a literal"
             yield Finding(launch.line, "program-ids", ERROR, message)
         elif rank is not None and rank <= MAX_GRID_RANK and kernel.axes != set(range(rank)):
             axes = ", ".join(map(str, sorted(kernel.axes))) or "none"
@@ -90,31 +93,57 @@ def _ids_match_grids(tree: ast.Module) -> Iterator[Finding]:
 
 
 def _tunes_one_kind(tree: ast.Module) -> Iterator[Finding]:
+    extents = _extents(tree)
     for kernel in kernels(tree).values():
-        if kernel.tuning and _blocks(kernel.tuning.varied) and kernel.tuning.varied & LAUNCH_OPTIONS:
-            both = ", ".join(sorted(kernel.tuning.varied))
+        varied = kernel.tuning.varied if kernel.tuning else frozenset()
+        blocks, options = _blocks(varied, extents[kernel.name]), sorted(varied & LAUNCH_OPTIONS)
+        if kernel.tuning and blocks and options:
+            both = ", ".join([*blocks, *options])
             yield Finding(kernel.tuning.line, "tune-one-kind", ERROR, f"{both} are tuned together")
 
 
 def _tuned_grids_are_functions(tree: ast.Module) -> Iterator[Finding]:
+    extents = _extents(tree)
     for launch, kernel in _launched(tree):
-        tuned = _blocks(kernel.tuning.names) if kernel.tuning else []
+        tuned = _blocks(kernel.tuning.names, extents[kernel.name]) if kernel.tuning else []
         if tuned and not launch.grid.of_meta:
             message = f"{', '.join(tuned)} are autotuned: grid = lambda META: (...)"
             yield Finding(launch.line, "lambda-grid", ERROR, message)
 
 
 def _blocks_once(tree: ast.Module) -> Iterator[Finding]:
+    extents = _extents(tree)
     for launch, kernel in _launched(tree):
         places = {
             "the launch": launch.constants,
             "the kernel": kernel.constants,
+            "its heuristics": kernel.heuristics,
             "its autotuner": kernel.tuning.names if kernel.tuning else frozenset(),
         }
-        for name in _blocks(frozenset().union(*places.values())):
+        for name in _blocks(frozenset().union(*places.values()), extents[kernel.name]):
             where = [place for place, names in places.items() if name in names]
             if len(where) > 1:
                 yield Finding(launch.line, "block-once", ERROR, f"{name} is set by {' and by '.join(where)}")
+
+
+def _has_kernel(tree: ast.Module) -> Iterator[Finding]:
+    aliases = imported_names(tree)
+    if not any(is_kernel(node, aliases) for node in tree.body):
+        yield Finding(1, "has-kernel", ERROR, "no function under @triton.jit")
+
+
+def _model_is_module(tree: ast.Module) -> Iterator[Finding]:
+    aliases = imported_names(tree)
+    for model in _models(tree):
+        if not any(dotted_name(base, aliases) in MODULE for base in model.bases):
+            yield Finding(model.lineno, "is-module", ERROR, "ModelNew is not derived from torch.nn.Module")
+
+
+def _calls_kernels(tree: ast.Module) -> Iterator[Finding]:
+    known = kernels(tree).keys()
+    for model in _models(tree):
+        if known and not known & _names_from_forward(model, tree):
+            yield Finding(model.lineno, "calls-kernels", ERROR, "its forward leads to no kernel of the file")
 
 
 OUTPUT_RULES = (
@@ -141,6 +170,14 @@ OUTPUT_RULES = (
     OutputRule(
         "no-model", "output", "ModelNew is there, with the constructor and forward of the current code.", None
     ),
+    OutputRule("has-kernel", "output", "At least one kernel is there, under @triton.jit.", _has_kernel),
+    OutputRule("is-module", "output", "ModelNew derives from nn.Module itself.", _model_is_module),
+    OutputRule(
+        "calls-kernels",
+        "output",
+        "ModelNew.forward launches the kernels, itself or through the wrappers.",
+        _calls_kernels,
+    ),
     OutputRule("library", "output", "Calls to a library's convolutions and matmuls are reported.", None),
     OutputRule(
         "grid-rank",
@@ -157,7 +194,8 @@ OUTPUT_RULES = (
     OutputRule(
         "tune-one-kind",
         "autotune",
-        "Autotune either BLOCK_* or (num_warps, num_stages), not both.",
+        "Autotune either BLOCK_* or (num_warps, num_stages), not both. Every extent of a tile is a BLOCK, "
+        "whatever its name: BM, TILE_M.",
         _tunes_one_kind,
     ),
     OutputRule(
@@ -169,11 +207,18 @@ OUTPUT_RULES = (
     OutputRule(
         "block-once",
         "autotune",
-        "Set each BLOCK_* in one place: never in both kernel and launch.",
+        "Set each BLOCK_* in one place: never in both kernel and launch, nor by a tuner as well.",
         _blocks_once,
     ),
 )
 CHECKS = tuple(rule.check for rule in OUTPUT_RULES if rule.check)
+
+
+def findings(source: str, *, bind: bool) -> tuple[Finding, ...]:
+    """Return what lint and these rules find in a text, by line; rules that do not bind are advice."""
+    ours = {rule.name for rule in OUTPUT_RULES if rule.check and not bind}
+    found = lint(source, CHECKS)
+    return tuple(replace(one, severity=ADVICE) if one.rule in ours else one for one in found)
 
 
 def _kind(node: ast.stmt, aliases: Aliases) -> int | None:
@@ -207,5 +252,42 @@ def _never_launched(tree: ast.Module) -> Iterator[ast.FunctionDef]:
             yield node
 
 
-def _blocks(names: frozenset[str]) -> list[str]:
-    return sorted(name for name in names if name.startswith("BLOCK"))
+def _extents(tree: ast.Module) -> dict[str, set[str]]:
+    """Return each kernel's parameters that are extents of a tile, there or in a grid."""
+    found = {name: set(kernel.extents) for name, kernel in kernels(tree).items()}
+    for launch in launches(tree):
+        found[launch.kernel] |= launch.divisors
+    return found
+
+
+def _blocks(names: frozenset[str], extents: set[str]) -> list[str]:
+    """Return the names that are extents of a tile, or say so; settings that cannot be read may be."""
+    return sorted(name for name in names if name in extents or name.startswith(("BLOCK", UNREAD)))
+
+
+def _models(tree: ast.Module) -> list[ast.ClassDef]:
+    return [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "ModelNew"]
+
+
+def _names_from_forward(model: ast.ClassDef, tree: ast.Module) -> set[str]:
+    """Return the names that `forward` leads to, by methods, attributes and functions of the module."""
+    functions = {node.name: [node] for node in tree.body if isinstance(node, ast.FunctionDef)}
+    own: dict[str, list[ast.AST]] = {}
+    for node in ast.walk(model):
+        if isinstance(node, ast.FunctionDef):
+            own.setdefault(node.name, []).append(node)
+        elif isinstance(node, ast.Assign):
+            for target in node.targets:
+                own.setdefault(getattr(target, "attr", getattr(target, "id", "")), []).append(node.value)
+    names: set[str] = set()
+    attributes = {"forward"}
+    pending = own.get("forward", [])[:]
+    while pending:
+        for node in ast.walk(pending.pop()):
+            if isinstance(node, ast.Name) and node.id not in names:
+                names.add(node.id)
+                pending += functions.get(node.id, [])
+            elif isinstance(node, ast.Attribute) and node.attr not in attributes:
+                attributes.add(node.attr)
+                pending += own.get(node.attr, [])
+    return names

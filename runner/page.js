@@ -161,17 +161,16 @@ function drawWaves(plot, board) {
       const name = cell.label.slice(0, cell.label.lastIndexOf("-"));
       families.set(name, [...(families.get(name) ?? []), cell]);
     }
-    for (const [name, steps] of families) drawStairs(plot, solution, name, steps);
+    for (const [name, steps] of families) drawStairs(plot, solution, name, steps, board.target_sms);
   }
 }
 
-// a whole number of waves may have come out a rounding larger
-const ceil = (value) => Math.ceil(value - 1e-9);
-
 // a tread per shape, as high as its time; an edge where a shape needs more rounds than the one before
-function drawStairs(plot, solution, name, steps) {
+function drawStairs(plot, solution, name, steps, target_sms) {
   const [width, height, top, bottom] = [166, 146, 44, 112];
-  const said = steps.map((cell) => `${cell.programs} programs, ${figures(cell.waves)} waves, ${cell.time_us.toFixed(1)} µs`);
+  const wavesOf = (cell, sms) => `${figures(cell.programs / sms / cell.programs_per_sm)} waves of ${sms} SMs`;
+  const waves = (cell) => [...new Set([cell.sms, target_sms])].map((sms) => wavesOf(cell, sms)).join(", ");
+  const said = steps.map((cell) => `${cell.programs} programs, ${waves(cell)}, ${cell.time_us.toFixed(1)} µs`);
   const svg = drawing(plot, width, height, `${solution.name}, ${name}`, said.join("; "));
   add(svg, "rect", { class: "stripe", width, height, rx: 6 });
   mark(svg, solution, 13, 14, true);
@@ -187,15 +186,21 @@ function drawStairs(plot, solution, name, steps) {
     add(add(svg, "text", { ...middle, y: y(cell) - 5, class: "strong" }, cell.time_us.toFixed(0)), "title", {}, said[i]);
     add(svg, "text", { ...middle, y: bottom + 14 }, String(cell.programs));
     add(svg, "text", { ...middle, y: bottom + 27 }, `${cell.waves.toFixed(cell.waves < 10 ? 2 : 1)}w`);
-    const kind = i && edge(steps[i - 1], cell);
-    if (kind) add(svg, "line", { class: kind, x1: 6 + i * tread, x2: 6 + i * tread, y1: 26, y2: bottom });
+    if (!i) return;
+    const x = 6 + i * tread;
+    const mine = edge(steps[i - 1], cell, cell.sms);
+    if (mine) add(svg, "line", { class: mine, x1: x, x2: x, y1: 26, y2: bottom });
+    // beside the card's, for both may lie between the same steps
+    const aimed = cell.sms === target_sms ? "" : edge(steps[i - 1], cell, target_sms);
+    if (aimed) add(svg, "line", { class: `${aimed} target`, x1: x + 3, x2: x + 3, y1: 26, y2: bottom });
   });
 }
 
-function edge(before, after) {
-  if (ceil(after.waves) > ceil(before.waves)) return "edge";
-  const per_sm = (cell) => ceil(cell.waves * cell.programs_per_sm);
-  return per_sm(after) > per_sm(before) ? "edge inner" : "";
+// what ends on a card of that many SMs between two steps: a wave, or the turn in which all SMs get a program
+function edge(before, after, sms) {
+  const grows = (slots) => Math.ceil(after.programs / slots) > Math.ceil(before.programs / slots);
+  if (grows(sms * after.programs_per_sm)) return "edge";
+  return grows(sms) ? "edge inner" : "";
 }
 
 const CHARTS = { speedup: drawSpeedup, roofline: drawRoofline, waves: drawWaves };

@@ -40,7 +40,7 @@ ABOUT = {
     "needs; dotted lines are shares of the bound. Hollow markers are launch-bound.",
     "waves": "Times in microseconds over grids at the edge of a wave: below each step the programs of its "
     "largest grid, and how many waves (w) they are. A line stands where another wave begins, a dotted one "
-    "where some SM gets one program more.",
+    "where some SM gets one program more; long dashes are where either would be on the target card.",
 }
 
 

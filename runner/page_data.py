@@ -48,7 +48,7 @@ def board_facts(board: Board, records: Newest, series: Mapping[str, int], root: 
         {"name": entry.solution, "series": series[entry.solution] % SERIES, "cells": cells}
         for entry, cells in zip(fresh, _cells(board, fresh, records, root), strict=True)
     ]
-    return {"roof": _roof(board), "solutions": solutions}
+    return {"roof": _roof(board), "target_sms": cards.load_card(TARGET_CARD).sms, "solutions": solutions}
 
 
 def _roof(board: Board) -> Facts | None:
@@ -104,7 +104,7 @@ def _measured(one: Record) -> Facts:
     # all or none: a point under the roof needs each of them
     facts |= roofline if all(map(_is_positive, roofline.values())) else {}
     grid = largest(one.waves)
-    return facts | ({**to_json(grid), "tail": grid.tail} if grid else {})
+    return facts | ({**to_json(grid), "sms": grid.sms, "tail": grid.tail} if grid else {})
 
 
 def _is_positive(value: Any) -> bool:

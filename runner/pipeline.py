@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from runner.plan import Job, Request
 from runner.schema import Failed, Record, Status, to_json
 from runner.weigh import card_of, make_record
 
+#: The stage of a cell that fails for its solution's text, which is then read by nobody else.
+TEXT = "lint"
 _MAX_JUDGE_DEATHS = 3
 
 
@@ -30,11 +33,12 @@ class Event:
 
 @dataclass(frozen=True)
 class Outcome:
-    """All records of the request that exist now, and what was left for another run."""
+    """All records of the request that exist now, `resumed` of them from before, and what was left to run."""
 
     records: tuple[Record, ...]
     left: int
     problems: tuple[str, ...]
+    resumed: int = 0
 
 
 class HarnessFailure(Exception):
@@ -43,8 +47,19 @@ class HarnessFailure(Exception):
 
 def run(request: Request, watch: Callable[[Event], None]) -> Outcome:
     """Run what is not recorded yet; each record is on the disk before it is shown."""
-    with record.lock_results(request.results):
+    with _alone(request):
         return _Run(request, watch).go()
+
+
+def _alone(request: Request) -> AbstractContextManager[None]:
+    """Hold what the run writes to; with an output that is all it reads, too."""
+    if request.output is None:
+        return record.lock_results(request.results, _elsewhere(request))
+    return record.lock_output(request.output, _elsewhere(request))
+
+
+def _elsewhere(request: Request) -> str:
+    return "-o FILE" if request.output is None else "another -o FILE"
 
 
 class _Run:
@@ -57,7 +72,7 @@ class _Run:
     def go(self) -> Outcome:
         try:
             environment = self._judge().environment
-            _require_sms(int(self.request.limits.get("sms", 0)), environment)
+            require_sms(int(self.request.limits.get("sms", 0)), environment)
             card = card_of(environment, int(self.request.limits.get("sms", 0)))
             known = {} if self.request.rerun else self._known(card)
             return self._jobs(environment, card, known)
@@ -69,21 +84,24 @@ class _Run:
         request = self.request
         jobs = request.jobs
         records: list[Record] = []
+        resumed, left = 0, 0
         begun = time.monotonic()
         for index, job in enumerate(jobs):
             found = known.get(_key(request.problem, job, card, environment))
             if found is not None and self._suffices(found):
                 records.append(found)
+                resumed += 1
                 self.watch(Event(index, len(jobs), job, found, resumed=True))
                 continue
             if request.budget_s is not None and time.monotonic() - begun > request.budget_s:
-                return Outcome(tuple(records), len(jobs) - index, tuple(self.problems))
+                left = len(jobs) - index
+                break
             self.watch(Event(index, len(jobs), job))
             made = self._job(job, environment, card)
-            record.append(self._path(card, job), made)
+            record.append(self._path(card, job), made, _elsewhere(request))
             records.append(made)
             self.watch(Event(index, len(jobs), job, made))
-        return Outcome(tuple(records), 0, tuple(self.problems))
+        return Outcome(tuple(records), left, tuple(self.problems), resumed)
 
     def _judge(self) -> Judge:
         if self.judge is None:
@@ -131,8 +149,8 @@ class _Run:
         return make_record(self.request.problem, job, environment, card, answer["ruling"], answer["entropy"])
 
 
-def _require_sms(sms: int, environment: dict[str, Any]) -> None:
-    """Refuse to emulate a part of the GPU that is no part of it."""
+def require_sms(sms: int, environment: dict[str, Any]) -> None:
+    """Refuse, by BadInput, to emulate a part of the GPU that is no part of it."""
     if sms and environment["device"] == "cpu":
         raise load.BadInput(f"--sms {sms} restricts a GPU: name one with --device cuda:N")
     if sms and sms >= environment["sms"]:
@@ -141,11 +159,16 @@ def _require_sms(sms: int, environment: dict[str, Any]) -> None:
         )
 
 
+def flaw(solution: load.Solution) -> lint.Finding | None:
+    """The first error in a solution's text, for which none of its cells can be run."""
+    return next((one for one in lint.lint(solution.source) if one.severity == lint.ERROR), None)
+
+
 def _refuse(job: Job) -> Failed | None:
     """What needs no contestant: a text that is no solution, a cell that it does not declare."""
-    errors = [f for f in lint.lint(job.solution.source) if f.severity == lint.ERROR]
-    if errors:
-        return Failed(Status.BUILD, "lint", f"line {errors[0].line}: {errors[0].message}")
+    error = flaw(job.solution)
+    if error is not None:
+        return Failed(Status.BUILD, TEXT, f"line {error.line}: {error.message}")
     header = lint.read_header(job.solution.source)
     if job.cell.dtype not in header.dtypes or (
         job.cell.dtype == "fp32" and job.cell.math not in header.maths

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from runner import load, record
-from runner.schema import HIDDEN, PROTOCOL, Cell, Shape, Status
+from runner.schema import DTYPES, HIDDEN, MATHS, PROTOCOL, Cell, Shape, Status
 
 #: The suite's target; its waves are what the sweep `waves` places shapes for where no card is known.
 TARGET_CARD = "rtx4090"
@@ -52,12 +52,16 @@ class Request:
 def plan_cells(
     problem: load.Problem,
     shapes: Sequence[str],
-    dtypes: Sequence[str],
-    maths: Sequence[str],
+    dtypes: str | Sequence[str],
+    maths: str | Sequence[str],
     device: str,
     sms: int,
 ) -> tuple[Cell, ...]:
-    """Resolve `--shapes` (sweeps, labels, `k=v,...`) in every arithmetic asked for."""
+    """Resolve `--shapes` (sweeps, labels, `k=v,...`) in every arithmetic asked for.
+
+    Raises BadInput for a shape, a dtype or a math that there is not.
+    """
+    dtypes, maths = arithmetics(dtypes, maths)
     sweeps = problem.sweeps(sms)
     rows = [row for text in shapes for row in _resolve(problem, text, sweeps)]
     if not shapes:
@@ -74,6 +78,19 @@ def plan_cells(
         for math in (maths if dtype == "fp32" else maths[:1])
     ]
     return tuple({c.key: c for c in cells}.values())
+
+
+def first_sweep(problem: load.Problem, sms: int) -> str:
+    """Name the sweep that is explained or profiled unless another is named: `kernelbench`, else the first."""
+    sweeps = problem.sweeps(sms)
+    return "kernelbench" if "kernelbench" in sweeps else next(iter(sweeps))
+
+
+def arithmetics(
+    dtypes: str | Sequence[str], maths: str | Sequence[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the dtypes and the maths that are named. Raises BadInput for one that is not known."""
+    return load.known_names("dtype", dtypes, DTYPES), load.known_names("math", maths, MATHS)
 
 
 def _resolve(

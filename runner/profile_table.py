@@ -1,21 +1,38 @@
-"""What `profile` found -> tables. Names in it are a solution's, and are disarmed by `report.render`."""
+"""What `profile` found -> tables and CSV. Names in it are a solution's, and are disarmed by `report`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from runner.report import ABSENT, Line, render
+from runner.report import ABSENT, Line, render, to_csv
 
 Report = dict[str, Any]
 
 
-def table(reports: Sequence[Report]) -> str:
-    """Show for each cell its launches, the metrics of each kernel, and what else is known."""
-    return "\n\n".join(map(_cell, reports))
+#: What of a report is about its launches, each in a row of its own.
+_PER_LAUNCH = ("launches", "metrics", "units")
 
 
-def _cell(report: Report) -> str:
+def table(reports: Sequence[Report], fmt: str = "table") -> str:
+    """Show for each cell its launches, the metrics of each kernel, and what else is known.
+
+    `fmt` is `table`, `github` or `csv`, which has a row for each launch with the metrics of its kernel.
+    """
+    if fmt == "csv":
+        return to_csv([row for report in reports for row in _rows(report)])
+    return "\n\n".join(_cell(report, fmt) for report in reports)
+
+
+def _rows(report: Report) -> Iterator[Report]:
+    shared = {name: value for name, value in report.items() if name not in _PER_LAUNCH}
+    for launch in report.get("launches") or [{}]:
+        metrics = report.get("metrics", {}).get(launch.get("kernel"), {})
+        units = {name: f"{name} ({unit})" for name, unit in report.get("units", {}).items() if unit}
+        yield shared | launch | {units.get(name, name): value for name, value in metrics.items()}
+
+
+def _cell(report: Report, fmt: str) -> str:
     tool = f", ncu {report['ncu']}" if report.get("ncu") else ""
     place = f"{report['solution']} on {report['problem']} {report['shape']}"
     arithmetic = f"{report['dtype']}/{report['math']}" if report["dtype"] == "fp32" else report["dtype"]
@@ -26,7 +43,7 @@ def _cell(report: Report) -> str:
         for kernel, values in report.get("metrics", {}).items()
         for name, value in values.items()
     ]
-    tables = [render(lines, "table") for lines in (launches, metrics) if lines]
+    tables = [render(lines, fmt) for lines in (launches, metrics) if lines]
     return "\n\n".join([title, *tables, "\n".join(f"- {text}" for text in _remarks(report))]).rstrip()
 
 
@@ -60,12 +77,17 @@ def _remarks(report: Report) -> Iterator[str]:
         yield f"no faster than {report['bound_us']:.2f} us here, by {report['bound_by']}"
 
 
-def differences(reports: Sequence[Report]) -> str:
-    """Show each difference between prediction and measurement, what could not be compared, and a count."""
+def differences(reports: Sequence[Report], fmt: str = "table") -> str:
+    """Show each difference between prediction and measurement, what could not be compared, and a count.
+
+    `csv` has the differences alone, a row each.
+    """
     lines: list[Line] = []
     for report in reports:
         place = {name: report[name] for name in ("solution", "shape", "arithmetic")}
         lines += [_difference(place, one) for one in report.get("differences", [])]
+    if fmt == "csv":
+        return to_csv([*lines])
     errors = [
         f"{one['solution']} {one['shape']} {one['arithmetic']}: {one['error']}"
         for one in reports
@@ -74,7 +96,7 @@ def differences(reports: Sequence[Report]) -> str:
     launches = sum(one.get("launches", 0) for one in reports)
     versions = sorted({f"Triton {one['predicted_by']} predicted, {one['ran']} ran" for one in reports})
     count = f"{launches} launches in {len(reports)} cells: {len(lines)} differences ({'; '.join(versions)})"
-    return "\n\n".join([*([render(lines, "table")] if lines else []), *errors, count])
+    return "\n\n".join([*([render(lines, fmt)] if lines else []), *errors, count])
 
 
 def _difference(place: Line, one: Report) -> Line:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from runner import cards, load, prompt_metrics, record, roofline, stages
+from runner import cards, failures, lint, load, output_rules, prompt_metrics, roofline, stages
 from runner.guidance import guidance
-from runner.output_rules import OUTPUT_RULES
 from runner.plan import plan_cells
-from runner.schema import HARMLESS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    from runner.schema import Cell, Record
+    from runner.schema import Cell
 
 PAGE = """\
 You optimise Triton kernels. Make the kernel below as fast as it can be on the target, and keep it correct.
@@ -41,10 +39,12 @@ Autotune:
 {autotune}
 
 [WORKLOAD]
+{arithmetics}
 {workload}
 
 [CURRENT CODE]
 {code}
+{breaches}
 
 [NCU PROFILING METRICS]
 {profile}
@@ -61,9 +61,18 @@ OUTPUT RULES (STRICT):
 # <optimized Triton code>
 ```"""
 
-#: Failures and characters of their details that fit a page.
-MAX_FAILURES = 5
-DETAIL_CHARS = 600
+#: What an arithmetic stands for.
+ARITHMETICS = {
+    "tf32": "fp32 tensors; products may be as inaccurate as truncated TF32 (torch.backends.cudnn.allow_tf32)",
+    "fp32": "fp32 tensors; products as accurate as fp32 (allow_tf32 is off; three products of TF32 will do)",
+    "fp16": "fp16 tensors, products summed in fp32",
+    "bf16": "bf16 tensors, products summed in fp32",
+}
+#: `runner.judge.check`, which compares; nothing here may import it.
+TOLERANCE = (
+    "Outputs are held against float64. The norm of a sample's error may be 1.5 times what PyTorch or the "
+    "arithmetic itself loses there (more for samples of few elements), its largest error 4 times that."
+)
 
 
 def find_stage(name: str) -> stages.Stage:
@@ -87,20 +96,31 @@ def page(
     card: cards.Card,
     *,
     shapes: Sequence[str] = (),
+    dtypes: Sequence[str] = ("fp32",),
+    maths: Sequence[str] = ("tf32",),
     profile: Path | None = None,
+    feedback: Path | None = None,
     results: Path = load.ROOT / "results",
     predict_s: float | None = None,
 ) -> str:
     """Return the prompt that asks for a faster version of a solution.
 
     `shapes` are as for `--shapes`, without any the problem's `kernelbench` sweep. `profile` is a file as
-    `prompt_metrics.read_profile` takes it; what it lacks is predicted for the first shape, where that can be
-    done, within `predict_s` seconds. What failed last time is read from `results`. Raises BadInput.
+    `prompt_metrics.read_profile` takes it; what it lacks is predicted for the first cell, where that can be
+    done, within `predict_s` seconds. What failed last time is read from `feedback`, or else from `results`.
+    Raises BadInput.
     """
-    cells = plan_cells(problem, shapes or ["kernelbench"], ("fp32",), ("tf32",), "cpu", card.sms)
-    measured = prompt_metrics.read_profile(profile) if profile else {}
-    metrics = prompt_metrics.section(stage, measured, (problem, solution, cells[0], card), predict_s)
-    return PAGE.format(**values(problem, solution, stage, card, cells, metrics, results))
+    cells = plan_cells(problem, shapes or ["kernelbench"], dtypes, maths, "cpu", card.sms)
+    measured = prompt_metrics.read_profile(profile) if profile else None
+    if measured:
+        prompt_metrics.require_fit(measured, problem, card)
+    failed = (
+        failures.of_feedback(failures.read_feedback(feedback))
+        if feedback
+        else failures.of_records(problem, solution, results)
+    )
+    metrics = prompt_metrics.section(stage, measured, problem, solution, cells, card, predict_s)
+    return PAGE.format(**values(problem, solution, stage, card, cells, metrics, failed))
 
 
 def values(
@@ -108,9 +128,9 @@ def values(
     solution: load.Solution,
     stage: stages.Stage,
     card: cards.Card,
-    cells: Iterable[Cell],
+    cells: Sequence[Cell],
     profile: str,
-    results: Path,
+    failed: str,
 ) -> dict[str, str]:
     """Return what fills each placeholder of `PAGE`."""
     return {
@@ -121,10 +141,12 @@ def values(
         "rules": _list(stage.rules),
         "safety": _list([*_words("safety"), *stage.safety]),
         "autotune": _list(_words("autotune")),
-        "workload": _list(_workload(cell, problem, card) for cell in cells),
+        "arithmetics": _arithmetics(cells, solution),
+        "workload": _list(dict.fromkeys(_workload(cell, problem, card) for cell in cells)),
         "code": _fenced(solution.source, "python"),
+        "breaches": _breaches(solution),
         "profile": profile,
-        "failures": _failures(problem, solution, results),
+        "failures": failed,
         "output_rules": "\n".join(f"{n}. {text}" for n, text in enumerate(_words("output"), start=1)),
     }
 
@@ -134,7 +156,7 @@ def _list(texts: Iterable[str]) -> str:
 
 
 def _words(section: str) -> list[str]:
-    return [f"{rule.text} [{rule.name}]" for rule in OUTPUT_RULES if rule.section == section]
+    return [f"{rule.text} [{rule.name}]" for rule in output_rules.OUTPUT_RULES if rule.section == section]
 
 
 def _card(card: cards.Card) -> str:
@@ -163,17 +185,35 @@ def _card(card: cards.Card) -> str:
     )
 
 
+def _arithmetics(cells: Iterable[Cell], solution: load.Solution) -> str:
+    """Say what each arithmetic asked for means, which the code does not declare, and what may be lost."""
+    header = lint.read_header(solution.source)
+    declared = {*header.dtypes} - {"fp32"} | ({*header.maths} if "fp32" in header.dtypes else set())
+    asked = dict.fromkeys(cell.arithmetic for cell in cells)
+    undeclared = ", which the code below does not declare"
+    lines = (f"{one}: {ARITHMETICS[one]}{'' if one in declared else undeclared}." for one in asked)
+    return "\n".join([*lines, TOLERANCE])
+
+
+def _breaches(solution: load.Solution) -> str:
+    broken = failures.breaches(output_rules.findings(solution.source, bind=True))
+    if not broken:
+        return "This code keeps all rules of this page."
+    return f"This code breaks rules of this page, which an answer may not:\n{_list(broken)}"
+
+
 def _workload(cell: Cell, problem: load.Problem, card: cards.Card) -> str:
     fields = " ".join(f"{name}={value}" for name, value in cell.shape.items())
     text = f"{cell.sweep}/{cell.label}: {fields}".rstrip(": ")
     if problem.foreign or not hasattr(problem.outline, "flops"):
         return text
     shape = problem.shape(cell.shape)
-    flops, fewest_bytes = problem.outline.flops(shape), problem.outline.min_bytes(shape, 4)
+    flops = problem.outline.flops(shape)
+    fewest_bytes = problem.outline.min_bytes(shape, 4 if cell.dtype == "fp32" else 2)
     bound = roofline.bound_us(flops, fewest_bytes, card, cell.arithmetic)
     return (
-        f"{text}; {flops / 1e9:.4g} GFLOP, at least {fewest_bytes / 1e6:.4g} MB in fp32; "
-        f"no faster than {bound.time_us:.4g} us here, by {bound.limiter}"
+        f"{text}; {flops / 1e9:.4g} GFLOP, at least {fewest_bytes / 1e6:.4g} MB in {cell.dtype}; "
+        f"no faster than {bound.time_us:.4g} us here in {cell.arithmetic}, by {bound.limiter}"
     )
 
 
@@ -182,30 +222,3 @@ def _fenced(text: str, language: str) -> str:
     longest = max(map(len, re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"
-
-
-def _failures(problem: load.Problem, solution: load.Solution, results: Path) -> str:
-    """Say which recorded cells of this very code failed, each reason once."""
-    latest: dict[str, Record] = {}
-    for path in sorted(results.glob(f"*/{problem.name}/{solution.name}.jsonl")):
-        for one in record.read(path)[0]:
-            key = f"{one.card} {one.cell.key}"
-            if one.solution_digest == solution.digest and one.problem_digest == problem.digest:
-                latest[key] = max(one, latest.get(key, one), key=record.recency)
-    reasons: dict[str, list[Record]] = {}
-    for one in latest.values():
-        if one.failed and one.status not in HARMLESS:
-            reasons.setdefault(f"{one.status}: {one.failed.reason}", []).append(one)
-    if not latest:
-        return "This code has not been run."
-    if not reasons:
-        return f"Nothing: all {len(latest)} recorded cells of this code passed."
-    return "\n".join(_failure(reason, cells) for reason, cells in list(reasons.items())[:MAX_FAILURES])
-
-
-def _failure(reason: str, cells: list[Record]) -> str:
-    first, failed = cells[0].cell, cells[0].failed
-    more = f" and {len(cells) - 1} more" if len(cells) > 1 else ""
-    detail = failed.detail[-DETAIL_CHARS:].strip() if failed else ""
-    lines = "".join(f"\n    {line}" for line in detail.splitlines())
-    return f"- {first.sweep}/{first.label} {first.arithmetic}{more}: {reason}{lines}"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+from runner.cards import card_names, counter_names, load_card
 from runner.load import BadInput, Problem, Solution, read_source
 from runner.retarget import retarget
 from runner.waves import launch_occupancy
@@ -27,12 +30,26 @@ PREDICTABLE = (
     "launch__occupancy_limit_registers",
 )
 
+#: What ncu derives from a launch, and its query does not list: beginnings of names.
+DERIVED = ("launch__", "derived__", "device__attribute_", "sm__maximum_warps_")
+#: What a profile may tell of its numbers, beside them.
+FACTS = ("card", "device", "problem", "solution", "shape", "arithmetic", "dtype", "math")
+
 #: Numbers by kernel and metric.
 Kernels = dict[str, dict[str, float]]
 
 
-def read_profile(path: Path) -> Kernels:
-    """Read `{"metrics": {kernel: {metric: number}}}`; other keys are ignored. Raises BadInput."""
+@dataclass(frozen=True)
+class Profile:
+    """What was measured; `facts` are those of `FACTS` that the file tells."""
+
+    path: Path
+    kernels: Kernels
+    facts: dict[str, str]
+
+
+def read_profile(path: Path) -> Profile:
+    """Read `{"metrics": {kernel: {metric: number}}}` and `FACTS`; other keys are ignored. Raises BadInput."""
     try:
         data = json.loads(read_source(path))
     except (ValueError, RecursionError) as error:
@@ -45,31 +62,89 @@ def read_profile(path: Path) -> Kernels:
         raise BadInput(
             f"""'{path}' is no profile: it should hold {{"metrics": {{kernel: {{metric: number}}}}}}"""
         )
-    return kernels
+    return Profile(path, kernels, _facts(data))
+
+
+def _facts(data: dict[str, Any]) -> dict[str, str]:
+    facts = {name: " ".join(data[name].split()) for name in FACTS if isinstance(data.get(name), str)}
+    dtype = facts.pop("dtype", None)
+    math_of_fp32 = facts.pop("math", None)
+    if dtype:
+        facts.setdefault("arithmetic", math_of_fp32 or dtype if dtype == "fp32" else dtype)
+    device = facts.pop("device", "")
+    named = [name for name in card_names() if device == name or device in load_card(name).driver_names]
+    if device:
+        facts.setdefault("card", named[0] if len(named) == 1 else device)
+    return facts
+
+
+def require_fit(profile: Profile, problem: Problem, card: Card) -> None:
+    """Raise BadInput for numbers of another card or problem, and for metrics that no chip's list has."""
+    known = {"card": (card.name, *card.driver_names), "problem": (problem.name,)}
+    for name, expected in known.items():
+        told = profile.facts.get(name, expected[0])
+        if told not in expected:
+            raise BadInput(
+                f"'{profile.path}' was measured on {name} '{told}', not '{expected[0]}': "
+                f"choose another --{name} or --profile"
+            )
+    counters = counter_names(card.chip)
+    for name in (name for metrics in profile.kernels.values() for name in metrics):
+        parts = name.split(".")
+        bases = {".".join(parts[: n + 1]) for n in range(len(parts))}
+        if not bases & counters and not name.startswith(DERIVED):
+            near = difflib.get_close_matches(parts[0], counters, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"see ncu --query-metrics --chip {card.chip}"
+            raise BadInput(f"'{profile.path}' has '{name}', which is no metric of the {card.chip}: {hint}")
 
 
 def section(
     stage: Stage,
-    measured: Kernels,
-    predict_for: tuple[Problem, Solution, Cell, Card],
+    profile: Profile | None,
+    problem: Problem,
+    solution: Solution,
+    cells: Sequence[Cell],
+    card: Card,
     predict_s: float | None,
 ) -> str:
     """Return what was measured and, of the stage's other metrics, each as predicted or as not measured.
 
-    A prediction compiles the solution in the sandbox within `predict_s` seconds; None predicts nothing.
+    A prediction compiles the solution for the first cell, in the sandbox, within `predict_s` seconds; None
+    predicts nothing.
     """
     names = [metric.name for metric in stage.metrics]
-    absent = _without(names, measured)
+    absent = _without(names, profile.kernels if profile else {})
     wanted = [name for name in absent if name in PREDICTABLE]
-    predicted = _only(wanted, predict(*predict_for, predict_s)) if wanted and predict_s else {}
-    lines = [json.dumps(measured, indent=2)] if measured else []
+    cell = cells[0]
+    predicted = (
+        _only(wanted, predict(problem, solution, cell, card, predict_s)) if wanted and predict_s else {}
+    )
+    lines = []
+    if profile:
+        lines = [_origin(profile, solution, cells), json.dumps(profile.kernels, indent=2)]
     if predicted:
-        *_, cell, card = predict_for
-        lines.append(
-            f"Predicted for {cell.sweep}/{cell.label} by compiling for the {card.title}, not measured:"
-        )
+        place = f"{cell.sweep}/{cell.label} in {cell.arithmetic}"
+        lines.append(f"Predicted for {place} by compiling for the {card.title}, not measured:")
         lines.append(json.dumps(predicted, indent=2))
     return "\n".join([*lines, *(f"{name}: not measured" for name in _without(absent, predicted))])
+
+
+def _origin(profile: Profile, solution: Solution, cells: Sequence[Cell]) -> str:
+    """Say whose numbers they are as far as the file tells, and where that is not what the page shows."""
+    shown = {
+        "solution": {solution.name},
+        "shape": {f"{cell.sweep}/{cell.label}" for cell in cells},
+        "arithmetic": {cell.arithmetic for cell in cells},
+    }
+    told, untold = [], []
+    for name in ("card", "problem", *shown):
+        if name not in profile.facts:
+            untold.append(name)
+            continue
+        value = profile.facts[name]
+        told.append(f"{name} {value}{'' if value in shown.get(name, {value}) else ' (not of this page)'}")
+    unknown = [f"the file does not tell {', '.join(untold)}"] if untold else []
+    return f"Measured: {'; '.join([', '.join(told), *unknown] if told else unknown)}."
 
 
 def predict(problem: Problem, solution: Solution, cell: Cell, card: Card, timeout_s: float) -> Kernels:

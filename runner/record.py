@@ -16,12 +16,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
+    from filelock import FileLock
+
 #: A line as written, its newline included.
 LINE_BYTES = 32 * 1024
 #: A line as read: room for other writers, none for a file that is one endless line.
 READ_LINE_BYTES = 1024 * 1024
 #: A writer holds the lock of a file for one fsync, so a longer wait is a fault.
 LOCK_TIMEOUT_S = 30.0
+#: The way out where a results folder cannot be had and a command knows no better.
+RESULTS_OPTION = "--results DIR"
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 
@@ -104,23 +108,21 @@ def recency(record: Record) -> tuple[bool, str]:
     return record.status is not Status.ERROR, record.time_utc
 
 
-def append(path: Path, record: Record) -> None:
+def append(path: Path, record: Record, elsewhere: str = RESULTS_OPTION) -> None:
     """Add one record durably: it is on the disk when this returns, whole, or the file is as before.
 
-    Raises `ResultsUnwritable` (folder, disk or lock) and `BadRecord`.
+    Raises `ResultsUnwritable` (folder, disk or lock; it names the option `elsewhere`) and `BadRecord`.
     """
-    from filelock import FileLock  # noqa: PLC0415 -- 45 ms that `--help` need not pay
-
     line = to_line(record).encode() + b"\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_name(f".{path.name}.lock"), timeout=LOCK_TIMEOUT_S):
+        with _lock(path.with_name(f".{path.name}.lock"), LOCK_TIMEOUT_S):
             if not path.exists():
                 path.touch()
                 _sync_folder(path.parent)
             _append_bytes(path, line)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise _unwritable(path, error, elsewhere) from error
 
 
 def planned_key(
@@ -186,26 +188,36 @@ def import_file(source: Path, root: Path) -> tuple[int, int, list[str]]:
     return added, skipped, problems
 
 
-@contextlib.contextmanager
-def lock_results(root: Path) -> Iterator[None]:
+def lock_results(root: Path, elsewhere: str = RESULTS_OPTION) -> contextlib.AbstractContextManager[None]:
     """Hold a results folder for a whole run; the kernel lets go of it however the process ends.
 
-    Raises `ResultsBusy` at once if another run holds it, and `ResultsUnwritable`.
+    Raises `ResultsBusy` at once if another run holds it, and `ResultsUnwritable`; both name the option
+    `elsewhere` as the way out.
     """
-    from filelock import FileLock, Timeout  # noqa: PLC0415 -- 45 ms that `--help` need not pay
+    return _hold(root, root / ".lock", elsewhere)
+
+
+def lock_output(path: Path, elsewhere: str) -> contextlib.AbstractContextManager[None]:
+    """Hold the one file of a run with `-o`, as `lock_results` holds a folder."""
+    return _hold(path, path.with_name(f".{path.name}.run"), elsewhere)
+
+
+@contextlib.contextmanager
+def _hold(held: Path, lock_path: Path, elsewhere: str) -> Iterator[None]:
+    from filelock import Timeout  # noqa: PLC0415 -- 45 ms that `--help` need not pay
 
     # A file of its own: some versions of filelock empty the lock file before they fail to lock it.
-    pid_path = root / ".lock.pid"
-    lock = FileLock(root / ".lock")
+    pid_path = lock_path.with_name(f"{lock_path.name}.pid")
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+        lock_path.parent.mkdir(parents=True, exist_ok=True)
+        lock = _lock(lock_path, 0.0)
+        lock.acquire()
     except Timeout:
         raise ResultsBusy(
-            f"{root} is in use by another run{_holder(pid_path)}; wait for it or write elsewhere: -o FILE"
+            f"{held} is in use by another run{_holder(pid_path)}; wait for it or write elsewhere: {elsewhere}"
         ) from None
     except OSError as error:
-        raise _unwritable(root, error) from error
+        raise _unwritable(held, error, elsewhere) from error
     try:
         with contextlib.suppress(OSError):  # the pid is a courtesy
             pid_path.write_text(f"{os.getpid()}\n")
@@ -214,6 +226,13 @@ def lock_results(root: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             pid_path.unlink()
         lock.release()
+
+
+def _lock(path: Path, timeout_s: float) -> FileLock:
+    from filelock import FileLock  # noqa: PLC0415 -- 45 ms that `--help` need not pay
+
+    path.touch()  # where no file can be made, filelock would say that another process has the lock
+    return FileLock(path, timeout=timeout_s)
 
 
 def _encode(record: Record) -> str:
@@ -334,10 +353,10 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _unwritable(path: Path, error: OSError) -> ResultsUnwritable:
+def _unwritable(path: Path, error: OSError, elsewhere: str) -> ResultsUnwritable:
     reason = error.strerror or str(error)
     return ResultsUnwritable(
-        f"cannot write {path}: {reason}; make room or give permission there, or write elsewhere: -o FILE"
+        f"cannot write {path}: {reason}; make room or give permission there, or write elsewhere: {elsewhere}"
     )
 
 

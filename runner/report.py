@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
 import json
 import math
+import shutil
 import statistics
+import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
 FORMATS = ("table", "github", "json", "csv")
-#: Columns of a terminal that a table may take.
-WIDTH = 160
-#: Stands where there is no number: neither an empty field nor a zero can be taken for one.
+#: Stands in a table where there is no number, which nobody takes for a zero or for a slip.
 ABSENT = "-"
 #: An error this many times its budget is simply wrong; also stands for NaN, and for no budget at all.
 LARGEST_SHARE = 1e9
@@ -30,9 +29,13 @@ Row = dict[str, Any]
 #: One line of a table: column -> text.
 Line = dict[str, str]
 
-#: Columns that are shortened, in this order, when a line is too long; numbers never are.
-FREE_TEXT = ("flags", "worst", "kernel", "launches", "shape", "solution")
-#: A reason stands in a column of numbers and must not stretch it.
+#: What a terminal too narrow for all columns does without, in this order; names are never cut.
+DISPENSABLE = (
+    *("flags", "digest", "author", "date", "launches", "beside", "KernelBench", "limited by"),
+    *("tail", "worst tail", "bound", "warm_us", "eager", "launch-bound", "fast_1"),
+)
+#: Columns of numbers in which a reason may stand, which must not stretch them on a terminal.
+REASONS = ("speedup", "error")
 REASON_CHARS = 40
 NUMERIC = (
     "cold_us",
@@ -95,7 +98,15 @@ def row(record: Record) -> Row:
         facts["reason"] = "not checked"
     elif record.card != "cpu":
         facts |= _speed(record.timed, record.roofline) if record.timed else {"reason": "not timed"}
-    return facts | {"waves": list(record.waves), "flags": list(record.flags)}
+    return facts | {"waves": list(record.waves), "flags": _flags(record)}
+
+
+def _flags(record: Record) -> list[str]:
+    if record.timed is None:
+        return list(record.flags)
+    from runner import analyse  # noqa: PLC0415 - numpy, which a table of a CPU run does not need
+
+    return list(analyse.flags_of(record))
 
 
 def _correctness(checked: Checked) -> Row:
@@ -176,7 +187,7 @@ def _line(facts: Row) -> Line:
     shared = {name: facts[name] for name in ("solution", "shape")}
     shared |= {"math": facts["arithmetic"], "status": facts["status"]}
     flags = " ".join(facts["flags"]) or ABSENT
-    reason = _shorten(facts["reason"], REASON_CHARS) if "reason" in facts else ""
+    reason = facts.get("reason", "")
     if facts["card"] == "cpu":
         return {
             **shared,
@@ -290,7 +301,7 @@ def _worst_tail(cells: list[Row]) -> str:
         if "launch_bound" not in one["flags"] and (filled := largest(one["waves"]))
     }
     worst = min(known, key=lambda shape: known[shape].eta_slot or 0.0, default=None)
-    return f"{known[worst].tail} {_shorten(worst, REASON_CHARS)}" if worst else ABSENT
+    return f"{known[worst].tail} {worst}" if worst else ABSENT
 
 
 def _per_group(
@@ -312,30 +323,48 @@ def _per_group(
 
 
 def render(lines: list[Line], fmt: str) -> str:
-    """Draw lines as a table that fits a terminal, or as one for GitHub; texts are made harmless first."""
+    """Draw lines as a table, or as one for GitHub; texts are made harmless first.
+
+    On a terminal that is too narrow some columns are left out, and named; elsewhere all are shown in full.
+    """
     from tabulate import tabulate  # noqa: PLC0415 -- 38 ms that `--help` need not pay
 
     lines = [{column: _printable(text) for column, text in line.items()} for line in lines]
+    left_out: list[str] = []
     if fmt == "github":
         escapes = str.maketrans({"|": r"\|", "<": "&lt;"})
         lines = [{column: text.translate(escapes) for column, text in line.items()} for line in lines]
-    else:
-        lines = _fit(lines)
+    elif sys.stdout.isatty():
+        lines, left_out = _fit(lines, shutil.get_terminal_size().columns)
     align = ["right" if column in NUMERIC else "left" for column in lines[0]]
     tablefmt = "github" if fmt == "github" else "simple"
     text: str = tabulate(lines, headers="keys", tablefmt=tablefmt, disable_numparse=True, colalign=align)
-    return text
+    return f"{text}\n(too narrow for: {', '.join(left_out)})" if left_out else text
 
 
-def _fit(lines: list[Line]) -> list[Line]:
-    """Shorten free text until a line fits the terminal: each column somewhat before any to a stub."""
+def _fit(lines: list[Line], chars: int) -> tuple[list[Line], list[str]]:
+    """Leave out columns until a line fits a terminal; returns what is left and the names of those.
+
+    Before any goes, reasons are shortened. What is too long with names alone is the terminal's to wrap.
+    """
     # tabulate pads headers by two
     widths = {column: max(len(column) + 2, *(len(line[column]) for line in lines)) for column in lines[0]}
-    for floor, column in itertools.product((16, 10), FREE_TEXT):
-        excess = sum(widths.values()) + 2 * (len(widths) - 1) - WIDTH
-        if excess > 0 and column in widths:
-            widths[column] = max(min(widths[column], floor), widths[column] - excess)
-    return [{column: _shorten(text, widths[column]) for column, text in line.items()} for line in lines]
+    if _width(widths) <= chars:
+        return lines, []
+    for column in REASONS:
+        if column in widths:
+            lines = [{**line, column: _shorten(line[column], REASON_CHARS)} for line in lines]
+            widths[column] = max(len(column) + 2, *(len(line[column]) for line in lines))
+    left_out = []
+    for column in DISPENSABLE:
+        if column in widths and _width(widths) > chars:
+            del widths[column]
+            left_out.append(column)
+    return [{column: line[column] for column in widths} for line in lines], left_out
+
+
+def _width(widths: dict[str, int]) -> int:
+    return sum(widths.values()) + 2 * (len(widths) - 1)
 
 
 def _shorten(text: str, chars: int) -> str:
@@ -350,13 +379,13 @@ def _printable(text: str) -> str:
 
 
 def to_csv(rows: list[Row]) -> str:
-    """Return a header and a line per row; `ABSENT` marks what a row does not have.
+    """Return a header and a line per row; a field is empty where a row does not have it.
 
-    Texts of a list are joined, other lists stand as JSON.
+    Texts of a list are joined as `a;b`, what else is no text or number stands as JSON.
     """
     columns = list(dict.fromkeys(column for one in rows for column in one))
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval=ABSENT, lineterminator="\n")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     for one in rows:
         writer.writerow({column: _csv_field(value) for column, value in one.items()})
@@ -364,8 +393,8 @@ def to_csv(rows: list[Row]) -> str:
 
 
 def _csv_field(value: Any) -> Any:
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return " ".join(map(_printable, value)) or ABSENT
-    if isinstance(value, (list, dict)):
+    if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
+        return ";".join(map(_printable, value))
+    if isinstance(value, list | tuple | dict | bool):
         return json.dumps(value, sort_keys=True)
     return _printable(value) if isinstance(value, str) else value

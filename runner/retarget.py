@@ -79,7 +79,8 @@ class Forward:
     """One `forward` on one card.
 
     `operators` counts the operators of PyTorch that it calls and whose kernels are not seen. `memory_bytes`
-    is what inputs, parameters and everything made from them hold, as if nothing were freed. With an
+    is what inputs, parameters and everything made from them hold, as if nothing were freed;
+    `traffic_bytes` what the reference's inputs, parameters and outputs hold, 0 where nobody knows. With an
     `error` the solution could not be run.
     """
 
@@ -89,6 +90,7 @@ class Forward:
     launches: tuple[Compiled, ...] = ()
     operators: dict[str, int] = field(default_factory=dict)
     memory_bytes: int = 0
+    traffic_bytes: int = 0
     error: str = ""
 
 
@@ -152,7 +154,8 @@ def read_forward(line: bytes, expected: tuple[int, int]) -> Forward:
         raise Malformed(f"an answer that is none: {str(error)[:100]}") from None
     if (forward.cell, forward.card) != expected or len(forward.launches) > _MAX_LAUNCHES:
         raise Malformed("an answer to another question")
-    if not 0 <= forward.memory_bytes < 2**63 or not all(map(_plausible, forward.launches)):
+    sizes = (forward.memory_bytes, forward.traffic_bytes)
+    if not all(0 <= size < 2**63 for size in sizes) or not all(map(_plausible, forward.launches)):
         raise Malformed("an answer with impossible numbers")
     return forward
 

@@ -24,6 +24,10 @@ DTYPES = ("fp32", "fp16", "bf16")
 MATHS = ("tf32", "fp32")
 
 
+#: Levels of isolation of a contestant, the weakest first; below the last no stranger's file is ranked.
+ISOLATION = ("none", "partial", "full")
+
+
 class Status(StrEnum):
     """What became of a cell; only PASS has times."""
 
@@ -202,10 +206,12 @@ class Timed:
 
     `rounds` are those of all processes: a ranked run has samples of several, told apart by their
     `process`. `clock` says whose clock decides, `claim` or `judge`. `sm_clocks_mhz` has the SM clock after
-    each round where the driver tells it; `disturbances` why rounds were run again, and how often. `batched`
-    says that calls were cheaper together than alone, so that single ones were timed. `arithmetic` is the
-    class of the solution's products, which its error decides; `kernels` are those that one call of each
-    variant ran, the longest first.
+    each round where the driver tells it, `clock_reasons` NVML's reasons for it, a bit each; `disturbances`
+    why rounds were run again, and how often. `batched` says that calls were cheaper together than alone, so
+    that single ones were timed. `arithmetic` is the class of the solution's products, which its error
+    decides; `kernels` are those that one call of each variant ran, the longest first. `target` is the
+    half-width, in log ratio, at which rounds may end; `phases_s` says where the cell's wall time went
+    (`runner.phases`).
     """
 
     samples: tuple[Samples, ...]
@@ -222,6 +228,9 @@ class Timed:
     batched: bool = False
     arithmetic: str = ""
     kernels: dict[str, tuple[Kernel, ...]] = field(default_factory=dict)
+    phases_s: dict[str, float] = field(default_factory=dict)
+    clock_reasons: tuple[int, ...] = ()
+    target: float = 0.01
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from runner.gpu_lock import DeviceBusy
 from runner.judge_process import JudgeDied
-from runner.load import ROOT, BadInput, unknown
+from runner.load import ROOT, BadInput, known_names
 from runner.schema import PROTOCOL
 
 PARTS = ("equals", "order", "ratios", "processes", "plans", "edges", "boundary")
@@ -21,14 +21,18 @@ _MARKS = {True: "pass", False: "FAIL", None: ""}
 _SHOWN = ("test", "subject", "figure")
 
 
+def require_parts(parts: Sequence[str]) -> None:
+    """Raise BadInput for a part that is none."""
+    if parts:
+        known_names("part of the selftest", parts, PARTS)
+
+
 def run(device: str, parts: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Yield findings (`test`, `subject`, `figure`, `passed`, and what they were found with) as they come.
 
-    Raises BadInput for a part that is none, DeviceBusy and JudgeDied.
+    `parts` are of PARTS, none for all. Raises BadInput for a part that is none, DeviceBusy and JudgeDied.
     """
-    for part in parts:
-        if part not in PARTS:
-            raise unknown("part of the selftest", part, PARTS)
+    require_parts(parts)
     command = [sys.executable, "-m", "runner.judge.selftest", device, *parts]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout is not None  # noqa: S101 - a pipe was asked for

@@ -177,15 +177,12 @@ def show(staircases: Sequence[Staircase], fmt: str) -> str:
     if fmt in ("json", "csv"):
         rows = [_row(stairs, step) for stairs in staircases for step in stairs.steps]
         return json.dumps(rows, indent=1) if fmt == "json" else to_csv(rows)
-    groups = itertools.groupby(
-        staircases, key=lambda one: f"{one.solution} on {one.problem}, {one.card}, {one.arithmetic}"
-    )
     heading = "### " if fmt == "github" else ""
     parts = []
-    for title, group in groups:
+    for name, group in itertools.groupby(staircases, key=title):
         members = list(group)
         lines = [_line(stairs, step) for stairs in members for step in stairs.steps]
-        parts += [f"{heading}{title}", render(lines, fmt), _summary(members)]
+        parts += [f"{heading}{name}", render(lines, fmt), _summary(members)]
     return "\n\n".join(parts)
 
 
@@ -203,8 +200,8 @@ def _row(stairs: Staircase, step: Step) -> dict[str, Any]:
         "flops": step.flops,
         "time_us": to_json(step.time_us),
         "launch_bound": step.launch_bound,
-        "waves_at": {str(sms): step.waves(sms) for sms in _sizes(stairs)},
-        "past": {str(sms): stairs.edges(step, sms) for sms in _sizes(stairs)},
+        "waves_at": {str(sms): step.waves(sms) for sms in sizes(stairs)},
+        "past": {str(sms): stairs.edges(step, sms) for sms in sizes(stairs)},
         "penalty": to_json(penalty) if penalty else None,
         "verdict": stairs.verdict(step),
     }
@@ -212,7 +209,7 @@ def _row(stairs: Staircase, step: Step) -> dict[str, Any]:
 
 def _line(stairs: Staircase, step: Step) -> Line:
     penalty = stairs.penalty(step)
-    past = {sms: stairs.edges(step, sms) for sms in _sizes(stairs)}
+    past = {sms: stairs.edges(step, sms) for sms in sizes(stairs)}
     return {
         "stairs": stairs.name,
         "role": step.role.name,
@@ -226,7 +223,12 @@ def _line(stairs: Staircase, step: Step) -> Line:
     }
 
 
-def _sizes(stairs: Staircase) -> Sequence[int]:
+def title(stairs: Staircase) -> str:
+    """Name what a table or a row of panels is about."""
+    return f"{stairs.solution} on {stairs.problem}, {stairs.card}, {stairs.arithmetic}"
+
+
+def sizes(stairs: Staircase) -> Sequence[int]:
     """Return the SMs of the card and of the target, once where they are the same."""
     return list(dict.fromkeys((stairs.sms, cards.load_card(TARGET_CARD).sms)))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from runner import summary
@@ -11,9 +12,10 @@ from runner.leaderboard import Board, Entry, Mean, geometric_mean
 from runner.load import BadInput, read_source, unknown
 from runner.report import ABSENT, figures, render, to_csv
 from runner.schema import to_json
+from runner.waves import Occupancy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     from runner.schema import Comparison
@@ -33,16 +35,11 @@ Line = dict[str, str]
 def show(boards: Sequence[Board], fmt: str = "table", by: str | None = None) -> str:
     """Show boards as a table per board, by shape, by sweep, or by dtype with a column for each arithmetic.
 
-    `json` and `csv` hold all boards in one list, numbers in full: a row per entry, by shape one per cell; by
-    sweep the lines as a person reads them.
+    `json` and `csv` hold all boards in one list, numbers in full: a row per entry, by shape one per cell, by
+    sweep one per mean. Which columns there are depends on `by` alone; null, or an empty field, is absent.
     """
-    if by == "sweep" and fmt in ("json", "csv"):
-        found = summary.tables(boards)
-        means: list[Row] = [{"board": title, **line} for title, lines in found.items() for line in lines]
-        return json.dumps(means, indent=1) if fmt == "json" else to_csv(means)
     if fmt in ("json", "csv"):
-        entry_rows = _cells if by == "shape" else _facts
-        rows = [row for board in boards for row in entry_rows(board)]
+        rows = summary.rows(boards) if by == "sweep" else _rows(boards, _cells if by == "shape" else _facts)
         return json.dumps(rows, indent=1) if fmt == "json" else to_csv(rows)
     if by in ("dtype", "sweep"):
         return _join(_by_dtype(boards) if by == "dtype" else summary.tables(boards), fmt)
@@ -133,6 +130,10 @@ def _line(place: int | None, entry: Entry, cells: int) -> Line:
     }
 
 
+def _rows(boards: Iterable[Board], rows_of: Callable[[Board], list[Row]]) -> list[Row]:
+    return [row for board in boards for row in rows_of(board)]
+
+
 def _facts(board: Board) -> list[Row]:
     """Return a row for each entry, for programs."""
     return [
@@ -140,7 +141,7 @@ def _facts(board: Board) -> list[Row]:
             **_identity(board, entry),
             "rank": place,
             "unranked": entry.unranked,
-            **(_mean_facts(entry.mean) if entry.mean else {}),
+            **_mean_facts(entry.mean),
             "cells": board.cells,
             "compared": len(entry.compared),
             "launch_bound": len(entry.launch_bound),
@@ -162,14 +163,24 @@ def _cells(board: Board) -> list[Row]:
     """Return a row for each cell of each entry, for programs."""
     rows: list[Row] = []
     for _, entry in board.ranked:
-        same = _identity(board, entry)
-        for shape, one in sorted((entry.compared | entry.launch_bound).items()):
-            facts = {"baseline": one.baseline, **_mean_facts(one), "verdict": str(one.verdict)}
-            facts |= {"launch_bound": shape in entry.launch_bound}
-            grid = to_json(entry.grids[shape]) if shape in entry.grids else {}
-            rows.append({**same, "shape": shape, **facts, **grid})
-        rows += [{**same, "shape": shape, "reason": reason} for shape, reason in entry.gaps.items()]
+        cells = entry.compared | entry.launch_bound
+        rows += [_cell_row(board, entry, shape) for shape in (*sorted(cells), *entry.gaps)]
     return rows
+
+
+def _cell_row(board: Board, entry: Entry, shape: str) -> Row:
+    one = (entry.compared | entry.launch_bound).get(shape)
+    grid = to_json(entry.grids[shape]) if shape in entry.grids else {}
+    return {
+        **_identity(board, entry),
+        "shape": shape,
+        "baseline": one.baseline if one else None,
+        **_mean_facts(one),
+        "verdict": str(one.verdict) if one else None,
+        "launch_bound": shape in entry.launch_bound if one else None,
+        **{name.name: grid.get(name.name) for name in fields(Occupancy)},
+        "reason": entry.gaps.get(shape),
+    }
 
 
 def _identity(board: Board, entry: Entry) -> Row:
@@ -183,8 +194,8 @@ def _identity(board: Board, entry: Entry) -> Row:
     }
 
 
-def _mean_facts(mean: Mean | Comparison) -> Row:
-    return {"speedup": mean.speedup, "low": mean.low, "high": mean.high}
+def _mean_facts(mean: Mean | Comparison | None) -> Row:
+    return {name: getattr(mean, name, None) for name in ("speedup", "low", "high")}
 
 
 def _shape_lines(board: Board) -> list[Line]:

@@ -20,9 +20,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from runner import cards, lint, load, pipeline, plan, record
+from runner import cards, lint, load, output_rules, pipeline, plan, record
 from runner.load import BadInput
-from runner.schema import HIDDEN, PROTOCOL, Cell, Record, Status
+from runner.schema import HIDDEN, ISOLATION, PROTOCOL, Cell, Record, Status
 
 NAME_CHARACTERS = 48
 #: What is advice to others and binding in `solutions/`.
@@ -57,7 +57,8 @@ def find_problem(name: str) -> load.Problem:
 def findings(source: str) -> tuple[lint.Finding, ...]:
     """Lint a text that is to be kept; an error among the findings refuses it."""
     return tuple(
-        replace(one, severity=lint.ERROR) if one.rule in BINDING else one for one in lint.lint(source)
+        replace(one, severity=lint.ERROR) if one.rule in BINDING else one
+        for one in output_rules.findings(source, bind=False)
     )
 
 
@@ -119,13 +120,15 @@ def submit(
     watch: Callable[[pipeline.Event], None],
     *,
     dry_run: bool = False,
+    isolation: str = ISOLATION[-1],
     run: Run = pipeline.run,
 ) -> Report:
     """Judge the request's one solution, proposed from `file`, and keep it with its records if it passes.
 
     Correctness comes first, on the smoke shapes and a hidden one; then, on a GPU, the request's own cells
-    with timing. The first failure ends it. Raises `pipeline.HarnessFailure`, `record.ResultsUnwritable`
-    and `record.ResultsBusy`, which leave both folders as they were.
+    with timing. The first failure ends it. Raises BadInput for a file that runs or is timed in no cell and
+    for a machine below the level `isolation`, `pipeline.HarnessFailure`, `record.ResultsUnwritable` and
+    `record.ResultsBusy`; all leave both folders as they were.
     """
     with TemporaryDirectory(prefix="kernelwave-submit-") as scratch:
         correctness = replace(
@@ -140,13 +143,34 @@ def submit(
             )
         lines = (f"correct, on smoke and hidden shapes: {_tally(records)}",)
         if dry_run or request.device == "cpu":
-            return Report(records, (*lines, *_remainder(request, file)))
+            return Report(records, (*lines, *_remainder(request, file, isolation)))
+        _require_isolation(records, isolation)
         timing = replace(request, results=Path(scratch, "timing"), output=None, rerun=True)
         records = _until_failure(timing, watch, run)
         if _failed(records):
             return Report(records, (*lines, *_refusal(timing, file, records)))
+        _require_isolation(records, isolation)
+        _require_times(records, file)
         written = keep(request.solutions[0], records, request.results)
         return Report(records, (*lines, *_success(records, written, request.results)), written)
+
+
+def _require_isolation(records: Sequence[Record], least: str) -> None:
+    """Raise BadInput if a contestant had less than a level of isolation."""
+    for found in (one.environment["isolation"] for one in records if one.checked):
+        if ISOLATION.index(found["level"]) < ISOLATION.index(least):
+            raise BadInput(
+                f"isolation is '{found['level']}' here, without {', '.join(found['missing'])}; nothing is "
+                "written: mend it (python -m runner doctor), or keep times that have no rank: "
+                f"--require {found['level']}"
+            )
+
+
+def _require_times(records: Sequence[Record], file: str) -> None:
+    """Raise BadInput if no cell has a time: there is nothing to keep a file for."""
+    if not any(one.timed for one in records):
+        reason = next((f": {one.failed.reason}" for one in records if one.failed), "")
+        raise BadInput(f"'{file}' was timed in no cell ({_tally(records)}), nothing is written{reason}")
 
 
 def keep(solution: load.Solution, records: Sequence[Record], results: Path) -> tuple[Path, ...]:
@@ -252,22 +276,35 @@ def reproduce(request: plan.Request, file: str, failed: Record) -> str:
         shape = ",".join(f"{name}={'x'.join(map(str, sizes))}" for name, sizes in per_axis.items())
     words = ["check", file, "--problem", request.problem.name]
     if request.baselines:  # only a run has times
-        words = ["run", "--solution", file, "--problem", request.problem.name, "-o", "again.jsonl"]
+        words = ["run", "--solution", file, "--problem", request.problem.name, "-o", "again.jsonl", "--rerun"]
+        words += _ranked(request)
     words += ["--shapes", shape, "--dtype", cell.dtype, "--math", cell.math, "--device", request.device]
-    if "call_s" in request.limits:
-        words += ["--timeout", f"{request.limits['call_s']:g}"]
+    return _command(*words, *_limits(request))
+
+
+def _limits(request: plan.Request) -> list[str]:
+    """Return the options that give a run the limits of this one."""
+    words = ["--timeout", f"{request.limits['call_s']:g}"] if "call_s" in request.limits else []
     if "memory_bytes" in request.limits:
-        words += ["--memory", f"{request.limits['memory_bytes'] / 2**30:g}"]
-    return _command(*words)
+        words += ["--memory", repr(request.limits["memory_bytes"] / 2**30)]
+    return words
 
 
-def _remainder(request: plan.Request, file: str) -> tuple[str, ...]:
+def _ranked(request: plan.Request) -> list[str]:
+    return ["--ranked"] if request.limits.get("processes", 1) > 1 else []
+
+
+def _remainder(request: plan.Request, file: str, isolation: str) -> tuple[str, ...]:
     """Say what is still to do after correctness, and in which command."""
     (solution,) = request.solutions
     author = lint.read_header(solution.source).author
     dtypes, maths = map(",".join, _arithmetics(request))
     words = ["--problem", request.problem.name, "--author", author, "--name", solution.name]
-    words += ["--dtype", dtypes, "--math", maths]
+    words += ["--dtype", dtypes, "--math", maths, *_limits(request), *_ranked(request)]
+    folders = {"--results": request.results, "--solutions": solution.path.parent.parent}
+    for option, folder in folders.items():
+        words += [] if folder == load.ROOT / option.strip("-") else [option, str(folder)]
+    words += [] if isolation == ISOLATION[-1] else ["--require", isolation]
     return (
         "nothing is timed and nothing is written",
         f"what remains, on a GPU: {_command('submit', file, *words)}",
@@ -276,9 +313,10 @@ def _remainder(request: plan.Request, file: str) -> tuple[str, ...]:
 
 
 def _success(records: Sequence[Record], written: Sequence[Path], results: Path) -> tuple[str, ...]:
-    levels = {str(one.environment["isolation"].get("level")) for one in records if one.checked}
+    levels = {one.environment["isolation"]["level"] for one in records if one.checked}
+    unranked = " (not ranked)" if levels != {ISOLATION[-1]} else ""
     return (
-        f"timed on {records[0].card}: {_tally(records)}, isolation {' and '.join(sorted(levels))}",
+        f"timed on {records[0].card}: {_tally(records)}, isolation {' and '.join(sorted(levels))}{unranked}",
         f"times are of protocol {PROTOCOL}, in {_processes(records)}",
         *(f"written: {path}" for path in written),
         f"next: {_command('leaderboard', '--write', '--results', str(results))}",

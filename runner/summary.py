@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from runner.leaderboard import Board, Entry, geometric_mean
 from runner.report import ABSENT, figures
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from runner.schema import Comparison
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 FAMILIES = {"transposed convolutions": "convtranspose", "problems": ""}
 BEST = "the best of each"
 
+Row = dict[str, Any]
 Line = dict[str, str]
 
 
@@ -25,38 +26,46 @@ def tables(boards: Iterable[Board]) -> dict[str, list[Line]]:
     A figure is the geometric mean of all cells of a sweep that have a speed-up, launch-bound ones included:
     device time is measured in those too. Behind it stands how many there are, of how many if some lack.
     """
-    groups: dict[str, list[Board]] = {}
+    found: dict[str, dict[tuple[str, str], Line]] = {}
+    for one in rows(boards):
+        title = f"by sweep on {one['card']}, protocol {one['protocol']}, {one['arithmetic']}"
+        names = {name: one[name] for name in ("problem", "solution")}
+        line = found.setdefault(title, {}).setdefault((one["problem"], one["solution"]), names)
+        line[one["sweep"]] = _figure(one)
+    return {title: list(lines.values()) for title, lines in found.items()}
+
+
+def rows(boards: Iterable[Board]) -> list[Row]:
+    """Return what `tables` shows, for programs: a row for each mean, over `cells` of `of` cells."""
+    groups: dict[tuple[str, int, str], list[Board]] = {}
     for board in boards:
         if any(not entry.stale for _, entry in board.ranked):
-            title = f"by sweep on {board.card}, protocol {board.protocol}, {board.arithmetic}"
-            groups.setdefault(title, []).append(board)
-    return {title: [*_solutions(group), *_families(group)] for title, group in groups.items()}
-
-
-def _solutions(boards: Sequence[Board]) -> list[Line]:
+            groups.setdefault((board.card, board.protocol, board.arithmetic), []).append(board)
     return [
-        {"problem": board.problem, "solution": entry.solution}
-        | {sweep: _figure(speedups(entry, sweep), count) for sweep, count in board.sweeps.items()}
-        for board in boards
-        for _, entry in board.ranked
-        if not entry.stale
+        {"card": card, "protocol": protocol, "arithmetic": arithmetic, **row}
+        for (card, protocol, arithmetic), group in groups.items()
+        for row in (*_solutions(group), *_families(group))
     ]
 
 
-def _families(boards: Sequence[Board]) -> list[Line]:
+def _solutions(boards: Sequence[Board]) -> Iterator[Row]:
+    for board in boards:
+        for entry in (entry for _, entry in board.ranked if not entry.stale):
+            for sweep, count in board.sweeps.items():
+                yield _row(board.problem, entry.solution, sweep, speedups(entry, sweep), count)
+
+
+def _families(boards: Sequence[Board]) -> Iterator[Row]:
     """Pool the cells of several problems, each with the solution that is fastest in that sweep."""
-    lines = []
     for family, prefix in FAMILIES.items():
         members = [board for board in boards if board.problem.startswith(prefix)]
         if len(members) < 2:
             continue
         # those without a record have no board, and are not in the mean
-        line = {"problem": f"{len(members)} {family} on record", "solution": BEST}
         for sweep in dict.fromkeys(name for board in members for name in board.sweeps):
             pooled = [one for board in members for one in _best(board, sweep)]
-            line[sweep] = _figure(pooled, sum(board.sweeps.get(sweep, 0) for board in members))
-        lines.append(line)
-    return lines
+            count = sum(board.sweeps.get(sweep, 0) for board in members)
+            yield _row(f"{len(members)} {family} on record", BEST, sweep, pooled, count)
 
 
 def speedups(entry: Entry, sweep: str) -> list[Comparison]:
@@ -71,8 +80,19 @@ def _best(board: Board, sweep: str) -> list[Comparison]:
     return max(sides, key=lambda cells: (len(cells), geometric_mean(cells).speedup), default=[])
 
 
-def _figure(cells: Sequence[Comparison], count: int) -> str:
-    if not cells:
+def _row(problem: str, solution: str, sweep: str, cells: Sequence[Comparison], count: int) -> Row:
+    return {
+        "problem": problem,
+        "solution": solution,
+        "sweep": sweep,
+        "speedup": geometric_mean(cells).speedup if cells else None,
+        "cells": len(cells),
+        "of": count,
+    }
+
+
+def _figure(row: Row) -> str:
+    if row["speedup"] is None:
         return ABSENT
-    covered = f"{len(cells)}" if len(cells) == count else f"{len(cells)} of {count}"
-    return f"{figures(geometric_mean(cells).speedup)} ({covered})"
+    covered = f"{row['cells']}" if row["cells"] == row["of"] else f"{row['cells']} of {row['of']}"
+    return f"{figures(row['speedup'])} ({covered})"

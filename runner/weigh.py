@@ -92,7 +92,9 @@ def make_record(
         waves=(),
         flags=tuple(ruling.get("flags", ())),
     )
-    return made if timed is None or checked is None else _weigh(made, problem, checked, timed)
+    if timed is None or checked is None:
+        return made
+    return _weigh(made, problem, checked, timed, ruling.get("output_bytes", 0))
 
 
 def _decoded(kind: type, ruling: dict[str, Any], name: str) -> Any:
@@ -100,7 +102,7 @@ def _decoded(kind: type, ruling: dict[str, Any], name: str) -> Any:
     return None if value is None else decode(kind, value)
 
 
-def _weigh(made: Record, problem: load.Problem, checked: Checked, timed: Timed) -> Record:
+def _weigh(made: Record, problem: load.Problem, checked: Checked, timed: Timed, output_bytes: int) -> Record:
     """Add comparisons, roofline, waves and flags to a timed record."""
     from runner import analyse  # noqa: PLC0415 - numpy, which a CPU run does not need
 
@@ -110,13 +112,15 @@ def _weigh(made: Record, problem: load.Problem, checked: Checked, timed: Timed) 
     times_us = analyse.times_us(timed, mine.variant)
     time_us = analyse.median(times_us)
     disturbed = [f"{NOT_RANKED}: {name}" for name in made.environment.get("disturbances", [])]
-    if made.environment.get("other_processes"):
+    if made.environment.get("other_processes") and "other_processes" not in made.flags:
         disturbed.append("other_processes")
     flags = [*made.flags, *disturbed, *analyse.diagnose(mine.times_us, headline.times_us).flags]
     if mine.issue_us > time_us:
         flags.append("launch_bound")
     if timed.clock == analyse.JUDGE:
         flags.append("claim_mismatch")
+    if analyse.is_wide(timed, timed.headline):
+        flags.append(analyse.WIDE)
     if any(c.baseline == timed.headline and c.low > SUSPICIOUS_SPEEDUP for c in comparisons):
         flags.append("over_10x")
     made = dataclasses.replace(made, comparisons=comparisons, flags=tuple(flags))
@@ -128,7 +132,7 @@ def _weigh(made: Record, problem: load.Problem, checked: Checked, timed: Timed) 
     made = dataclasses.replace(
         made, waves=tuple({"kernel": k, **to_json(o)} for k, o in occupied if o is not None)
     )
-    return _place(made, problem, card, time_us)
+    return _place(made, problem, card, timed, output_bytes)
 
 
 def _witnessed(made: Record, problem: load.Problem, checked: Checked, timed: Timed) -> Record:
@@ -157,33 +161,46 @@ def _admitted_share(problem: load.Problem) -> float:
     return share if problem.foreign else getattr(problem.outline, "LIBRARY_SHARE", share)
 
 
-def _place(made: Record, problem: load.Problem, card: cards.Card, time_us: float) -> Record:
-    """Place a time against the card: bytes, FLOPs, bound, floor."""
-    if problem.foreign or not hasattr(problem.outline, "flops"):
+def _place(made: Record, problem: load.Problem, card: cards.Card, timed: Timed, output_bytes: int) -> Record:
+    """Place a time against the card: bytes, FLOPs, bound, floor.
+
+    INVALID is a time whose whole interval lies below the floor. Of a problem that counts nothing itself, one
+    by path say, only the outputs are sure to be moved whole, and FLOPs and bound stay unknown.
+    """
+    from runner import analyse  # noqa: PLC0415 - numpy, as above
+
+    time_us = analyse.median(analyse.times_us(timed, "solution"))
+    _, longest_us = analyse.interval_us(timed, "solution")
+    facts: dict[str, Any] = {"min_bytes": output_bytes}
+    if not problem.foreign and hasattr(problem.outline, "flops"):
+        facts = _bounded(made, problem, card, time_us)
+    floor_us = facts["floor_us"] = roofline.floor_us(facts["min_bytes"], 0, card)
+    flags = [
+        *(["above_bound"] if time_us < facts.get("bound_us", 0.0) else []),
+        *(["near_floor"] if time_us < NEAR_FLOOR * floor_us else []),
+    ]
+    made = dataclasses.replace(made, roofline=facts, flags=(*made.flags, *flags))
+    if longest_us >= floor_us:
         return made
-    shape = problem.shape(made.cell.shape)
+    reason = f"{time_us:.2f} us, {longest_us:.2f} at most, is below the byte floor of {floor_us:.2f} us"
+    failed = Failed(Status.INVALID, "time", reason)
+    return dataclasses.replace(made, status=Status.INVALID, failed=failed, timed=None, comparisons=())
+
+
+def _bounded(made: Record, problem: load.Problem, card: cards.Card, time_us: float) -> dict[str, Any]:
+    """Count a cell's bytes and FLOPs and hold a time against the bounds that follow."""
+    shape, arithmetic = problem.shape(made.cell.shape), made.cell.arithmetic
     traffic = problem.outline.min_bytes(shape, 4 if made.cell.dtype == "fp32" else 2)
     flops = problem.outline.flops(shape)
-    arithmetic = made.cell.arithmetic
     bound = roofline.bound_us(flops, traffic, card, arithmetic)
-    floor = roofline.floor_us(traffic, 0, card)
     facts = {
         "min_bytes": traffic,
         "flops": flops,
         "bound_us": bound.time_us,
         "limiter": bound.limiter,
-        "floor_us": floor,
         "share_of_bound": roofline.share_of_bound(time_us, bound),
     }
     measured = made.environment.get("ceilings")
     if measured:
         facts["share_of_measured"] = roofline.measured_us(flops, traffic, measured, arithmetic) / time_us
-    flags = [
-        *(["above_bound"] if time_us < bound.time_us else []),
-        *(["near_floor"] if time_us < NEAR_FLOOR * floor else []),
-    ]
-    made = dataclasses.replace(made, roofline=facts, flags=(*made.flags, *flags))
-    if time_us >= floor:
-        return made
-    failed = Failed(Status.INVALID, "time", f"{time_us:.2f} us is below the byte floor of {floor:.2f} us")
-    return dataclasses.replace(made, status=Status.INVALID, failed=failed, timed=None, comparisons=())
+    return facts

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import subprocess
 import sys
+from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runner import admit, load, plan
+from runner.admit import Kept
 from runner.judge import admission, check, fake_layers, fakes
 from runner.judge.case import Case
 from runner.schema import DTYPES, MATHS, Cell
@@ -32,23 +36,138 @@ def cells(problem: str, *shapes: str) -> list[Cell]:
     return list(plan.plan_cells(load.find_problem(problem), shapes, DTYPES, MATHS, "cpu", 128))
 
 
+def small_cells(name: str) -> list[Cell]:
+    """Every row of `smoke`, in one arithmetic after another; the two least of `ragged` in bf16 and fp16."""
+    problem = load.find_problem(name)
+    rows: dict[str, list[Cell]] = {}
+    for cell in cells(name, "smoke", "ragged"):
+        rows.setdefault(f"{cell.sweep}/{cell.label}", []).append(cell)
+    smoke = [of for place, of in rows.items() if place.startswith("smoke/")]
+    ragged = [of for place, of in rows.items() if place.startswith("ragged/")]
+    ragged.sort(key=lambda of: problem.outline.min_bytes(problem.shape(of[0].shape), 4))
+    return [*(of[number % len(of)] for number, of in enumerate(smoke)), ragged[0][-1], ragged[1][-2]]
+
+
+def kind(name: str) -> str:
+    """One tap is as good as another."""
+    return re.sub(r"tap \[.*?\]", "a tap", name)
+
+
+#: Kinds of wrong answers that no small row of a problem can give: arguments that its layers know and it has
+#: not, kernels and outputs that are not square, reductions too short to lose anything.
+ELSEWHERE = {
+    "conv1d": {"conv1d.weight transposed", "last axes exchanged", "output_padding of conv1d ignored"},
+    "conv2d": {"output_padding of conv2d ignored"},
+    "conv3d": {"output_padding of conv3d ignored"},
+    "convtranspose1d": {"conv1d_transpose.weight transposed", "last axes exchanged"},
+    "convtranspose2d": {"last axes exchanged"},
+    "convtranspose3d": {"dilation of conv_transpose3d ignored"},
+    "depthwise_conv2d": {"output_padding of conv2d ignored", "accumulated in the dtype"},
+    "separable_conv2d": {
+        *(f"{argument} of pointwise ignored" for argument in ("dilation", "padding", "stride")),
+        *(f"output_padding of {layer} ignored" for layer in ("depthwise", "pointwise")),
+        *("pointwise.weight flipped", "pointwise.weight transposed"),
+    },
+}
+
+
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_wrong_answers_are_refused_on_smoke_rows(name: str) -> None:
-    """Every ninth cell: every other row, each in another arithmetic; the record has all."""
-    for cell in cells(name, "smoke")[::9]:
+def test_wrong_answers_of_every_kind_are_refused_on_small_rows(name: str) -> None:
+    """The record has every row in every arithmetic."""
+    named, refused = set(), set()
+    for cell in small_cells(name):
         found = admission.admit(load.find_problem(name), cell, CPU)
         assert found.admitted, admit.render([found], "table")
-        assert found.refused > 30
         assert found.honest >= 3
+        refused |= {*map(kind, found.refused)}
+        named |= {kind(one) for names in found.not_applicable.values() for one in names}
+    assert named - refused == ELSEWHERE[name]
+    assert len(refused) > 45
+
+
+def record(name: str) -> dict[str, admit.Kept]:
+    """Return the committed lines of a problem by cell."""
+    kept = {one.cell: one for one in admit.read(ROOT / "results" / "admission" / f"{name}.jsonl")}
+    assert [one.cell for one in kept.values() if not one.admitted or one.problem != name] == []
+    return kept
+
+
+def unsettled(name: str, *sweeps: str) -> dict[str, str]:
+    """Return the cells of some sweeps that no line admits as the files are, each with the reason."""
+    problem, kept = load.find_problem(name), record(name)
+    reasons = {
+        cell.key: kept[cell.key].stale(problem) if cell.key in kept else "missing"
+        for cell in cells(name, *sweeps)
+        if cell.label != TOO_LARGE
+    }
+    return {key: reason for key, reason in reasons.items() if reason}
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_the_record_admits_every_row_of_smoke_and_ragged(name: str) -> None:
-    """A new row, or one that was changed: `python -m runner admit`, see problems/README.md."""
-    kept = {one.cell: one for one in admit.read(ROOT / "results" / "admission" / f"{name}.jsonl")}
-    wanted = {cell.key for cell in cells(name, "smoke", "ragged") if cell.label != TOO_LARGE}
-    assert wanted - kept.keys() == set()
-    assert [one.cell for one in kept.values() if one.accepted or one.slandered or one.problem != name] == []
+    """A new row, or a changed problem or judge: `python -m runner admit`, see problems/README.md."""
+    assert unsettled(name, "smoke") == {}
+    assert "missing" not in unsettled(name, "ragged").values()
+
+
+@pytest.mark.parametrize("sweep", ["ragged", "waves", "layers", "kernelbench"])
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_the_record_of_larger_rows(name: str, sweep: str) -> None:
+    """A change to the judge must not wait for a GPU: what is missing or stale is listed by `pytest -rx`."""
+    counts = Counter(unsettled(name, sweep).values())
+    if counts:
+        why = ", ".join(f"{count} of {len(cells(name, sweep))} cells: {why}" for why, count in counts.items())
+        pytest.xfail(f"{why} (python -m runner admit --problem {name} --shapes {sweep} -o ...)")
+
+
+@pytest.mark.parametrize("module", admit.JUDGES)
+def test_what_a_judge_computes_is_in_its_digest(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+    def edited(old: str, new: str) -> str:
+        def read(path: Path) -> str:
+            text = load.read_source(path)
+            assert old in text
+            return text.replace(old, new, 1) if path.stem == module else text
+
+        monkeypatch.setattr(admit, "read_source", read)
+        return admit.judge_digest.__wrapped__()
+
+    before = admit.judge_digest()
+    assert edited("import torch\n", "import torch  # as it was\n") == before
+    assert edited('"""', '"""Said otherwise: ') == before
+    assert edited("import torch\n", "import torch\n\n\n# a comment\n") == before
+    assert edited("import torch\n", "import torch\nX = '# no comment'\n") != before
+    assert edited("return ", "return 2 * ") != before
+
+
+def test_a_line_is_stale_once_problem_or_judge_have_changed() -> None:
+    problem = load.find_problem("conv1d")
+    fresh = Kept.of(replace(made(), problem_digest=admit.problem_digest(problem)))
+    assert fresh.stale(problem) == ""
+    assert replace(fresh, judge_digest="another").stale(problem) == "the judge has changed"
+    source = problem.source.replace('"""', '"""Said otherwise: ', 1)
+    assert fresh.stale(replace(problem, source=source)) == ""
+    source = problem.source.replace("bias", "no_bias", 1)
+    assert fresh.stale(replace(problem, source=source)) == "the problem has changed"
+
+
+def test_a_cell_is_left_until_a_line_of_these_files_admits_it(tmp_path: Path) -> None:
+    problem, path = load.find_problem("conv1d"), tmp_path / "conv1d.jsonl"
+    digests = {"problem_digest": admit.problem_digest(problem), "judge_digest": admit.judge_digest()}
+    of = {label: made(label, **digests) for label in ("padded", "odd", "wrong", "old", "other", "not-run")}
+    planned = [one.cell for one in of.values()]
+    assert admit.left(path, problem, planned) == tuple(planned)
+    admit.keep(
+        path,
+        [
+            of["padded"],
+            of["odd"],
+            replace(of["wrong"], accepted=("zeros",)),
+            replace(of["old"], judge_digest="another"),
+            replace(of["other"], problem="conv2d"),
+            replace(of["not-run"], unsupported="too large"),
+        ],
+    )
+    assert [cell.label for cell in admit.left(path, problem, planned)] == ["wrong", "old", "other", "not-run"]
 
 
 def small(label: str = "groups") -> admit.Admission:
@@ -60,7 +179,7 @@ def test_a_judge_that_accepts_everything_is_found_out(monkeypatch: pytest.Monkey
     monkeypatch.setattr(check, "form", lambda *_: "")
     found = small()
     assert not found.admitted
-    assert found.refused == 0
+    assert found.refused == ()
     assert {"zeros", "conv2d.bias ignored", "tap [0, 0] of conv2d.weight dropped", "one NaN"} <= {
         *found.accepted
     }
@@ -157,12 +276,15 @@ def test_a_fake_leaves_the_model_and_the_truth_alone() -> None:
 
 def made(label: str = "padded", **changed: Any) -> admit.Admission:
     cell = Cell("smoke", label, {"batch": 1}, "fp32", "tf32")
-    return admit.Admission("conv1d", cell, "cpu", "2.13.0", **changed)
+    digests = {"problem_digest": "", "judge_digest": admit.judge_digest()}
+    return admit.Admission(problem="conv1d", cell=cell, device="cpu", torch="2.13.0", **digests | changed)
 
 
 def test_a_record_keeps_one_line_a_cell(tmp_path: Path) -> None:
     path = tmp_path / "new" / "conv1d.jsonl"
-    admit.keep(path, [made(), made("odd", refused=3), made("large", unsupported="too large")])
+    admit.keep(
+        path, [made(), made("odd", refused=("zeros", "ones", "mean")), made("large", unsupported="too large")]
+    )
     admit.keep(path, [made("odd", accepted=("zeros",))])
     kept = admit.read(path)
     assert [(one.cell.split("/")[1], one.refused, one.accepted) for one in kept] == [
@@ -226,6 +348,15 @@ def test_the_command_judges_and_keeps(tmp_path: Path) -> None:
     said = run("--problem", "conv1d", "--shapes", "smoke/padded", "--dtype", "fp16")
     assert said.returncode == 0, said.stderr
     assert said.stdout.endswith("1 of 1 cells are admitted\n")
+
+
+def test_the_command_takes_up_where_it_was_left(tmp_path: Path) -> None:
+    words = ("--problem", "conv1d", "--dtype", "fp16", "-o", str(tmp_path / "kept.jsonl"))
+    assert run(*words, "--shapes", "smoke/padded").returncode == 0
+    said = run(*words, "--shapes", "smoke/padded", "--shapes", "smoke/groups")
+    assert said.stderr.startswith("1 of 2 cells are on record as admitted\n[1/1] smoke/groups fp16 admitted")
+    assert said.stdout.endswith("1 of 1 cells are admitted\n")
+    assert len(admit.read(tmp_path / "kept.jsonl")) == 2
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,15 @@ import json
 import os
 import re
 import struct
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from runner import devices, load, record
+from runner import arguments, devices, load, record
 from runner.cli import main
+from runner.commands import exits
 from runner.contestant import libc
 from runner.schema import Cell
 
@@ -82,9 +84,15 @@ USAGE: dict[str, tuple[list[str], list[str]]] = {
     "timeout": ([*RUN, "--timeout", "0"], ["--timeout", "'0' is not a positive number"]),
     "budget": ([*RUN, "--budget", "soon"], ["--budget", "'soon' is not a positive number"]),
     "memory": ([*RUN, "--memory", "inf"], ["--memory", "'inf' is not a positive number"]),
+    "command": (["leaderbord"], ["unknown command 'leaderbord'", "did you mean leaderboard?"]),
+    "no command": (["phase_gemm"], ["unknown command 'phase_gemm'", "known: admit, check"]),
     "option": ([*RUN, "--shape", "smoke", "--fast"], ["--fast", "--help"]),
     "shape field": ([*RUN, "--shapes", "batsh=2"], ["shape field 'batsh'", "did you mean batch"]),
     "no value": ([*RUN, "--shapes", "batch="], ["batch=''", "a whole number"]),
+    "a field twice": ([*RUN, "--shapes", "batch=2,batch=3"], ["'batch=2,batch=3' has batch twice"]),
+    "too long": ([*RUN, "--shapes", f"batch={'9' * 20}"], ["at most 18 digits"]),
+    "a profile that is a folder": (["prompt", "--profile", "."], ["--profile", "'.' is a", "the JSON file"]),
+    "an answer that is a folder": (["prompt", "--answer", "."], ["--answer", "'.' is a", "the Markdown"]),
     "not a number": ([*RUN, "--shapes", "stride=2x"], ["stride='2x'", "one per axis"]),
     "not a truth": ([*RUN, "--shapes", "bias=maybe"], ["bias='maybe'", "true or false"]),
     "zero": ([*RUN, "--shapes", "in_channels=0"], ["in_channels=0", "at least 1"]),
@@ -131,8 +139,8 @@ def linked(path: Path) -> Path:
 def test_a_file_that_cannot_be_read(name: str, tmp_path: Path, complain: Callable[..., str]) -> None:
     make, parts = FILES[name]
     file = make(tmp_path)
-    for arguments in ([*RUN, "--solution", file], ["--problem", file, "--solution", SOLUTION]):
-        line = complain(2, *arguments)
+    for words in ([*RUN, "--solution", file], ["--problem", file, "--solution", SOLUTION]):
+        line = complain(2, *words)
         for part in (str(file), *parts):
             assert part in line
 
@@ -222,6 +230,110 @@ def test_two_runs_at_once(results: Path, complain: Callable[..., str]) -> None:
     assert f"{results} is in use by another run (pid {os.getpid()})" in line
 
 
+def test_a_run_with_an_output_holds_that_and_no_results_folder(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sent, broken = tmp_path / "sent.jsonl", spoil(tmp_path / "broken.py", b"no python\n")
+    words = [*SMOKE, "--solution", str(broken), "--results", str(results), "-o", str(sent)]
+    with record.lock_results(results):
+        assert main(words) == 1
+    capsys.readouterr()
+    before = sent.read_bytes()
+    with record.lock_output(sent, ""):
+        assert main([*words, "--rerun"]) == 3
+    (*_, line) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {sent} is in use by another run (pid {os.getpid()}); ")
+    assert line.endswith("write elsewhere: another -o FILE")
+    assert sent.read_bytes() == before
+
+
+def test_an_output_where_nothing_can_be_written(complain: Callable[..., str]) -> None:
+    line = complain(3, *SMOKE, "--solution", SOLUTION, "-o", "/proc/x.jsonl")
+    assert "cannot write /proc/x.jsonl: No such file" in line
+    assert line.endswith("write elsewhere: another -o FILE\n")
+
+
+# name -> (what the file holds, if there is one, and what the line has to hold)
+IMPORTS: dict[str, tuple[bytes | None, list[str]]] = {
+    "absent": (None, ["cannot read '{file}': No such file"]),
+    "empty": (b"", ["'{file}' has no records, it is empty: name a file that a run wrote with -o"]),
+    "blank": (b"\n \n", ["it is empty"]),
+    "garbage": (b"solution,time\n" * 3, ["'{file}' has no records", "{file}:1: not JSON", "wrote with -o"]),
+    "binary": (b"\xff\xfe\n", ["{file}:1: not UTF-8"]),
+}
+
+
+@pytest.mark.parametrize("name", IMPORTS)
+def test_an_import_of_no_records(name: str, tmp_path: Path, complain: Callable[..., str]) -> None:
+    content, parts = IMPORTS[name]
+    file = tmp_path / "sent.jsonl"
+    if content is not None:
+        spoil(file, content)
+    line = complain(2, "import", file)
+    for part in parts:
+        assert part.format(file=file) in line
+
+
+def test_an_import_into_a_folder_in_use(results: Path, tmp_path: Path, complain: Callable[..., str]) -> None:
+    with record.lock_results(results):
+        assert "No such file" in complain(2, "import", tmp_path / "none.jsonl")
+        line = complain(3, "import", spoil(tmp_path / "sent.jsonl", b"{}"))
+    assert line.endswith(
+        f"in use by another run (pid {os.getpid()}); wait for it or write elsewhere: --results DIR\n"
+    )
+
+
+@pytest.mark.parametrize("command", ["leaderboard", "staircase --problem conv2d"])
+def test_records_that_are_to_be_read_where_there_are_none(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, folder = spoil(tmp_path / "file", b""), tmp_path / "none"
+    for place, complaint in ((folder, "does not exist"), (file, "is no folder")):
+        assert main([*command.split(), "--results", str(place)]) == 2
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert (
+            said.err == f"error: --results '{place}' {complaint}: name a folder that runs have written to\n"
+        )
+    assert not folder.exists()
+
+
+def test_two_files_that_give_one_name(tmp_path: Path, complain: Callable[..., str]) -> None:
+    (tmp_path / "a").mkdir()
+    files = [spoil(tmp_path / name, b"x = 1\n") for name in ("x.py", "a/x.py")]
+    words = [word for file in files for word in ("--solution", str(file))]
+    line = complain(2, *RUN, *words)
+    for part in (*map(str, files), "recorded as 'x'", "rename one"):
+        assert part in line
+
+
+# name -> (words before FILE is judged, exit code, what the line has to hold)
+BEFORE_FINDINGS: dict[str, tuple[list[str], int, str]] = {
+    "card": (["check", "--card", "rtx409"], 2, "card 'rtx409'"),
+    "dtype": (["check", "--dtype", "fp61"], 2, "dtype 'fp61'"),
+    "shape": (["check", "--shapes", "smoke/spars"], 2, "'smoke/spars'"),
+    "device": (["check", "--device", "cuda:99"], 4, "cuda:99"),
+    "submission": (["submit", "--author", "A", "--device", "cuda:99"], 4, "cuda:99"),
+    "its dtype": (["submit", "--author", "A", "--dtype", "fp61"], 2, "dtype 'fp61'"),
+}
+
+
+@pytest.mark.parametrize("name", BEFORE_FINDINGS)
+def test_options_come_before_findings(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (command, *options), code, part = BEFORE_FINDINGS[name]
+    file = spoil(tmp_path / "mine.py", b"no python\n")
+    assert main([command, str(file), "--problem", "convtranspose2d", *options]) == code
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert re.fullmatch(r"error: [^\n]+\n", said.err)
+    assert part in said.err
+
+
+def test_a_part_of_the_selftest_comes_before_its_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["selftest", "ratio", "--device", "cpu"]) == 2
+    assert "part of the selftest 'ratio': did you mean ratios" in capsys.readouterr().err
+
+
 def test_a_full_disk(
     results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -238,7 +350,9 @@ def test_a_full_disk(
     assert main([*SMOKE, "--solution", str(broken), "--results", str(results)]) == 3
     said = capsys.readouterr()
     assert said.out == ""
-    assert re.fullmatch(r"error: cannot write \S*broken\.jsonl: No space left [^\n]*-o FILE\n", said.err)
+    flaw, failure = said.err.splitlines()
+    assert flaw.startswith(f"error: '{broken}' line 1: ")
+    assert re.fullmatch(r"error: cannot write \S*broken\.jsonl: No space left .*: -o FILE", failure)
     assert {name: content for name, content in snapshot(results).items() if content} == before
 
 
@@ -288,9 +402,18 @@ BROKEN = {
     "another_language": ("int main(void) { return 0; }\n", "BUILD", "line 1: invalid syntax"),
     "bad_syntax": (f"{LAYER}\n    def f(:\n", "BUILD", "line 12: "),
     "no_model": (layer("ModelNew", "Model"), "BUILD", "defines no ModelNew"),
-    "model_is_a_function": ("def ModelNew(*sizes): return sizes\n", "BUILD", "not a torch.nn.Module"),
+    "model_is_a_function": (
+        "def ModelNew(*sizes): return sizes\n",
+        "BUILD",
+        "not a torch.nn.Module: derive it from one",
+    ),
     "fails_to_import": (f"import tomorrow\n{LAYER}", "BUILD", "No module named 'tomorrow'"),
-    "other_constructor": (layer(", dilation)", ")"), "BUILD", "takes 6 positional arguments but 7"),
+    "other_constructor": (
+        layer(", dilation)", ")"),
+        "BUILD",
+        "takes 6 positional arguments but 7 were given: it has to take the 6 values of the problem's",
+    ),
+    "fails_within": (layer("super()", "len(3) or super()"), "BUILD", "TypeError: object of type 'int' has"),
     "other_parameters": (
         layer("bias=False", "bias=True"),
         "BUILD",
@@ -301,8 +424,8 @@ BROKEN = {
         "BUILD",
         "[7, 8, 1, 1]",
     ),
-    "no_tensor": (layer("self.layer(x)", "7"), "WRONG", "forward returned int, not a tensor"),
-    "nothing": (layer("self.layer(x)", "[]"), "WRONG", "no output"),
+    "no_tensor": (layer("self.layer(x)", "7"), "WRONG", "forward returned int: return a tensor, or a tuple"),
+    "nothing": (layer("self.layer(x)", "[]"), "WRONG", "no output, or too many: return what the reference"),
     "two_outputs": (layer("self.layer(x)", "(self.layer(x), x)"), "WRONG", "2 outputs instead of 1"),
     "other_dtype": (layer("(x)\n", "(x).double()\n"), "WRONG", "dtype float64 instead of float32"),
     "transposed": (layer("(x)\n", "(x).mT.contiguous().mT\n"), "WRONG", "instead of contiguous"),
@@ -319,7 +442,10 @@ def broken(new_command_line: Callable[[], CommandLine]) -> dict[str, dict[str, A
     assert runner.run(*arguments) == 1
     said = runner.said("err").splitlines()
     assert len(said) == len(BROKEN)
-    assert all(re.match(r"\[\d+/\d+\] \w+ smoke/sparse tf32 (BUILD|WRONG): .", line) for line in said)
+    told = (r"error: '\S*/\w+\.py' line \d+: ", r"\[\d+/\d+\] \w+ smoke/sparse tf32 (BUILD|WRONG): .")
+    assert all(re.match("|".join(told), line) for line in said)
+    assert len([line for line in said if line.startswith("error: ")]) == 3
+    assert runner.said("out").count(" BUILD ") >= 3
     records = [json.loads(line) for line in runner.lines()]
     assert len(records) == len(BROKEN)
     return {one["solution"]: one for one in records}
@@ -331,6 +457,63 @@ def test_a_broken_solution_is_a_cell_with_a_reason(name: str, broken: dict[str, 
     assert broken[name]["status"] == status
     assert part in broken[name]["failed"]["reason"]
     assert "\n" not in broken[name]["failed"]["reason"]
+
+
+# name -> (text, its line, the remedy)
+FLAWS = {
+    "no_python": ("int main(void) { return 0; }\n", 1, f"it has to be Python 3.{sys.version_info.minor}"),
+    "syntax": (f"{LAYER}\n    def f(:\n", 12, f"it has to be Python 3.{sys.version_info.minor}"),
+    "no_model": (layer("ModelNew", "Model"), 1, "defines no ModelNew: give that name to the class"),
+    "declaration": (f"{LAYER}\nDTYPES = ('fp23',)\n", 12, "mend the line"),
+}
+
+
+def test_what_is_wrong_with_a_text_is_told_once_and_recorded_for_every_cell(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sent, words = tmp_path / "sent.jsonl", [*RUN, "--shapes", "smoke", "--dtype", "fp32"]
+    files = [spoil(tmp_path / f"{name}.py", source.encode()) for name, (source, _, _) in FLAWS.items()]
+    for file in files:
+        words += ["--solution", str(file)]
+    assert main([*words, "-o", str(sent)]) == 1
+    said = capsys.readouterr()
+    told = said.err.splitlines()
+    assert len(told) == len(FLAWS)
+    for flaw, file, (_, line, remedy) in zip(told, files, FLAWS.values(), strict=True):
+        assert flaw.startswith(f"error: '{file}' line {line}: ")
+        assert remedy in flaw
+    statuses = [one.status for one in record.read(sent)[0]]
+    assert statuses == ["BUILD"] * 12 * len(FLAWS)
+    assert said.out.count(" BUILD ") == len(statuses)
+
+
+def test_check_tells_what_is_wrong_with_a_text_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = spoil(tmp_path / "mine.py", b"class ModelNew(:\n")
+    assert main(["check", str(file), *RUN]) == 1
+    said = capsys.readouterr()
+    finding, tally = said.out.splitlines()
+    assert finding.startswith(f"{file}:1: error [syntax] ")
+    assert re.fullmatch(r"0 of \d\d cells pass in \d+ s", tally)
+    assert said.err == ""
+
+
+def test_check_counts_what_is_not_covered_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = spoil(tmp_path / "mine.py", f"{LAYER}\nDTYPES = ('fp32',)\nMATH = ('fp32',)\n".encode())
+    words = ["--shapes", "smoke/sparse", "--dtype", "fp32,fp16,bf16"]
+    assert main(["check", str(file), *RUN, *words]) == 0
+    (*_, tally) = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"1 of 1 cells pass, 3 not covered in \d+ s", tally)
+
+
+def test_exit_codes_are_the_same_wherever_they_are_told() -> None:
+    table = (ROOT / "runner" / "README.md").read_text().partition("## Exit codes")[2].partition("\n## ")[0]
+    documented = set(map(int, re.findall(r"(?m)^\| (\d+) \|", table)))
+    known = {value for name, value in vars(exits).items() if name.startswith("EXIT_")}
+    assert documented == known | {130}
+    for text in (arguments._EPILOG, arguments._DOCTOR_EPILOG):
+        assert set(map(int, re.findall(r"(?:: |; )(\d+) ", text))) == documented
 
 
 def test_a_shape_beyond_the_memory_is_known_before_anything_is_allocated() -> None:

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from runner.cards import KIB, Card, card_for_device, card_names, load_card
+from runner.arithmetic import CLASSES
+from runner.cards import KIB, Card, card_for_device, card_names, disagreements, load_card
 from runner.schema import DTYPES, MATHS
 
 CARDS = {name: load_card(name) for name in card_names()}
@@ -73,13 +74,69 @@ def test_rtx4090_is_the_card_of_the_specification():
     assert card.shared_bytes_per_program == 99 * KIB
     assert card.l2_bytes == 72 * 2**20
     assert card.dram_gb_per_s == 1008
-    assert card.peak_tflops == {"fp32": 82.6, "tf32": 82.6, "fp16": 165.2, "bf16": 165.2}
+    assert card.peak_tflops == {
+        "fp32": 82.6,
+        "tf32": 82.6,
+        "fp16": 165.2,
+        "bf16": 165.2,
+        "fp16_acc16": 330.3,
+        "fp8": 330.3,
+    }
 
 
 @every_card
 def test_peaks_cover_every_arithmetic_of_a_cell(card: Card):
-    assert set(card.peak_tflops) == {*MATHS, *DTYPES}
+    assert {*MATHS, *DTYPES} <= set(card.peak_tflops) <= set(CLASSES)
     assert card.peak_tflops["bf16"] == card.peak_tflops["fp16"] >= card.peak_tflops["tf32"]
+
+
+@every_card
+def test_narrower_products_and_sums_are_no_slower(card: Card):
+    """fp8 takes twice as many products as fp16, but for a rounding; only GeForce halves sums in fp32."""
+    peaks = card.peak_tflops
+    if "fp8" in peaks:
+        assert card.compute_capability >= (8, 9)
+        assert peaks["fp8"] == pytest.approx(2 * peaks["fp16"], rel=0.02)
+    if "fp16_acc16" in peaks:
+        halved = card.title.startswith("GeForce")
+        assert peaks["fp16_acc16"] == pytest.approx((2 if halved else 1) * peaks["fp16"], rel=0.001)
+
+
+def device(card: Card, **changes: object) -> dict[str, object]:
+    """Describe a card as a driver would, which keeps some of the memory."""
+    major, minor = card.compute_capability
+    told = {"sms": card.sms, "l2_bytes": card.l2_bytes, "capability": f"{major}.{minor}"}
+    told |= {"shared_bytes_per_sm": card.shared_bytes_per_sm, "memory_bytes": int(0.98 * card.memory_bytes)}
+    return told | changes
+
+
+@every_card
+def test_a_device_as_its_card_says_disagrees_in_nothing(card: Card):
+    assert disagreements(card, device(card)) == []
+    assert disagreements(card, {}) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"l2_bytes": 2**20}, "bytes of L2 1048576, not 75497472"),
+        ({"memory_bytes": 48 * 2**30}, "bytes of memory 51539607552, not 25769803776"),
+        ({"memory_bytes": 20 * 2**30}, "bytes of memory 21474836480, not 25769803776"),
+        ({"shared_bytes_per_sm": 65536}, "bytes of shared memory per SM 65536, not 102400"),
+        ({"capability": "9.0"}, "capability 9.0, not 8.9"),
+        ({"sms": 114}, "SMs 114, not 128"),
+    ],
+    ids=str,
+)
+def test_where_a_device_is_not_as_its_card_says_is_told(changes: dict[str, object], said: str):
+    assert disagreements(CARDS["rtx4090"], device(CARDS["rtx4090"], **changes)) == [said]
+
+
+@every_card
+def test_a_drivers_name_leads_to_its_card(card: Card):
+    for name in card.driver_names:
+        with pytest.raises(ValueError, match=rf"unknown card .*did you mean {card.name}\?"):
+            load_card(name)
 
 
 @every_card

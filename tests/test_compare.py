@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from runner import cli, compare
+from runner import analyse, cli, compare
+from runner.decode import decode
 from runner.schema import Cell, Failed, Samples, Status, Timed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 CELL = Cell("kernelbench", "81", {}, "fp32", "tf32")
 WRONG = """
@@ -60,3 +66,43 @@ def test_both_are_checked_without_a_gpu(
     shown = capsys.readouterr().out
     assert ("both are right" in shown) == (code == 0)
     assert ("rival: " in shown) == (code == 1)
+
+
+def test_a_row_holds_the_samples_that_its_figures_come_from() -> None:
+    one, two = timed(100.0, 120.0), timed(100.0, 130.0)
+    whole = analyse.together([one, two])
+    row = compare.row(compare.Duel(CELL, None, whole, (), {"solution": "a", "other": "b"}))
+    (kept,) = json.loads(compare.table([row], "json"))
+    assert (kept["solution"], kept["other"]) == ("a", "b")
+    assert decode(Cell, kept["cell"]) == CELL
+    again = decode(Timed, kept["timed"])
+    assert again == whole
+    found = analyse.comparison(again, "rival")
+    assert (found.speedup, found.low, found.high) == (kept["ratio"], kept["low"], kept["high"])
+    assert analyse.median(analyse.times_us(again, "rival")) == kept["other_us"]
+    assert kept["processes"] == 2
+
+
+def test_a_file_has_each_shape_as_soon_as_it_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "kept.jsonl"
+    lines_before = []
+
+    def duels(*_: object) -> Iterator[compare.Duel]:
+        for label in ("a", "b"):
+            lines_before.append(len(kept.read_text().splitlines()))
+            yield compare.Duel(replace(CELL, label=label), None, timed(100.0, 120.0), ())
+
+    monkeypatch.setattr(compare, "compare", duels)
+    words = ["compare", "gather_gemm", "phase_gemm", "--problem", "convtranspose2d", "--device", "cpu"]
+    assert cli.main([*words, "-o", str(kept)]) == 0
+    assert lines_before == [0, 1]
+    assert [json.loads(line)["cell"]["label"] for line in kept.read_text().splitlines()] == ["a", "b"]
+    assert cli.main([*words, "-o", str(tmp_path)]) == 2  # a folder
+
+
+def test_a_part_of_a_gpu_wants_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["compare", "gather_gemm", "phase_gemm", "--problem", "convtranspose2d", "--device", "cpu"]
+    assert cli.main([*words, "--sms", "8"]) == 2
+    assert "--sms 8 restricts a GPU" in capsys.readouterr().err

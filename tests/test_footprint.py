@@ -1,18 +1,25 @@
-"""Memory is found where it is held: in pages, in files without a name, in children, and counted once."""
+"""What is held is found where it is: in pages, in files with a name or none, in descendants; counted once."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from conftest import wait_until
 
-from runner.judge import footprint
+from runner import load, measure
+from runner.judge import edges, footprint
+from runner.judge.bench import Limits
+from runner.judge.referee import Referee
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
+
+    from runner.judge.contestants import Contestant
 
 MEBIBYTE = 1 << 20
 HOLDS = f"""
@@ -90,3 +97,120 @@ def test_a_long_line_of_descendants_ends_the_walk_and_not_the_judge() -> None:
     finally:
         os.killpg(process.pid, 9)
         process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [([], 0), ([0], 16 << 10), ([0] * 3, 48 << 10), ([MEBIBYTE, 1], MEBIBYTE + (16 << 10))],
+)
+def test_an_entry_counts_for_an_inode_at_least(sizes: list[int], expected: int, tmp_path: Path) -> None:
+    for number, size in enumerate(sizes):
+        (tmp_path / str(number)).write_bytes(b"1" * size)
+    assert footprint.written_bytes(tmp_path, 1 << 40) == expected
+
+
+def test_folders_are_searched_and_links_are_not(tmp_path: Path) -> None:
+    held, outside = tmp_path / "held", tmp_path / "outside"
+    (held / "inner" / "inmost").mkdir(parents=True)
+    outside.mkdir()
+    for folder in (outside, held / "inner" / "inmost"):
+        (folder / "file").write_bytes(bytes(MEBIBYTE))
+    (held / "link").symlink_to(outside)
+    assert footprint.written_bytes(held, 1 << 40) == MEBIBYTE + 3 * footprint.ENTRY_BYTES
+
+
+def test_a_search_ends_above_the_limit_and_where_it_cannot_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert footprint.written_bytes(tmp_path / "missing", 100) == 0
+    monkeypatch.chdir(tmp_path)
+    for _ in range(700):
+        os.mkdir("deeper")  # noqa: PTH102 - a path that long has no name
+        os.chdir("deeper")
+    os.chdir(tmp_path)
+    few = 3 * footprint.ENTRY_BYTES
+    assert footprint.written_bytes(tmp_path, few) == few + footprint.ENTRY_BYTES
+    assert footprint.written_bytes(tmp_path, 1 << 40) == (1 << 40) + 1
+
+
+def test_a_folder_is_searched_when_its_file_system_has_filled_by_what_it_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used, searched = [1000], []
+
+    def written(*_: object) -> int:
+        searched.append(used[0])
+        return {1101: 30, 1172: 60, 1213: 101}[used[0]]
+
+    monkeypatch.setattr(footprint, "_used_bytes", lambda _: used[0])
+    monkeypatch.setattr(footprint, "written_bytes", written)
+    files = footprint.Files(tmp_path, 100)
+    story = {1100: False, 1101: False, 1171: False, 1172: False, 1212: False, 1213: True}
+    for amount, over in story.items():
+        used[0] = amount
+        assert files.overflow() == over
+    assert searched == [1101, 1172, 1213]
+
+
+def test_room_that_others_make_is_not_the_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = [1000]
+    monkeypatch.setattr(footprint, "_used_bytes", lambda _: used[0])
+    monkeypatch.setattr(footprint, "written_bytes", lambda *_: 101)
+    files = footprint.Files(tmp_path, 100)
+    for amount, over in {500: False, 600: False, 601: True}.items():
+        used[0] = amount
+        assert files.overflow() == over
+
+
+ORPHANED = """
+import os, time
+from torch import nn
+
+if (child := os.fork()) == 0:
+    os.setsid()
+    if os.fork() == 0:
+        held = b"1" * (48 << 20)
+        while True:
+            time.sleep(0.001)
+    os._exit(0)
+os.waitpid(child, 0)
+
+
+class ModelNew(nn.Module):
+    def forward(self, x):
+        return x + 1.0
+"""
+
+
+@pytest.fixture(scope="module")
+def contestant() -> Iterator[Contestant]:
+    """Yield a contestant whose child has left it with a grandchild."""
+    solution = load.Solution("orphaned", Path("orphaned.py"), ORPHANED)
+    referee = Referee("cpu", Limits())
+    try:
+        with edges.steps_problem() as steps:
+            assert referee.prepare_case(steps, edges.steps_cell(1), os.urandom(16)) is None
+            inspector, _ = referee.enter(solution)
+            yield inspector.bench.seats[measure.SOLUTION][0]
+    finally:
+        referee.close()
+
+
+def state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def test_an_orphan_is_counted_stopped_and_killed_with_its_contestant(contestant: Contestant) -> None:
+    (orphan,) = footprint.strays_of(contestant.pid)
+    family = [contestant.pid, orphan]
+    assert footprint.family_of(contestant.pid) == family
+    wait_until(lambda: footprint.held_bytes([orphan]) > 48 * MEBIBYTE, "the orphan to hold memory")
+    contestant.pause()
+    wait_until(lambda: [state(pid) for pid in family] == ["T", "T"], "both to stop")
+    contestant.arm()
+    wait_until(lambda: "T" not in map(state, family), "both to go on")
+    contestant.close()
+    assert [state(pid) for pid in family] == ["", ""]

@@ -96,7 +96,7 @@ def made(root: Path, solution: str, place: str, speedup: float = 2.0, **changes:
         runner_digest="",
         cell=Cell(sweep, label, {"size": SIZES.get(place, 3)}, "fp32", "tf32"),
         card="rtx4090",
-        environment={},
+        environment={"isolation": {"level": "full"}},
         entropy="",
         status=status,
         failed=None if passed else Failed(status, "check", "differs"),
@@ -382,6 +382,46 @@ def test_the_worst_tail_is_that_of_a_cell_in_the_mean(root: Path) -> None:
     assert all(row["waves"] == programs[place] / 256 for place, row in cells.items())
 
 
+@pytest.mark.parametrize("environment", [{}, {"isolation": None}, {"isolation": {"level": "partial"}}])
+def test_a_strangers_times_below_full_isolation_are_shown_and_not_ranked(
+    root: Path, environment: dict[str, Any]
+) -> None:
+    level = "partial" if environment.get("isolation") else "unknown"
+    found = board(root, [made(root, "quick", p, environment=environment) for p in PLACES])
+    assert ranks(found) == [(None, "quick", f"6 not_ranked: isolation {level}")]
+    assert entry(found).flags == {f"not_ranked: isolation {level}": len(PLACES)}
+    assert summary.rows([found])[0]["speedup"] is None
+    own = board(root, [made(root, "slow", p, environment=environment, author="") for p in PLACES])
+    assert (1, "slow", "") in ranks(own)
+
+
+ODD = "transposed-convolution-of-eighty-one-channels-by-five"
+
+
+def test_no_name_is_cut_and_a_narrow_terminal_goes_without_the_least_columns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compared = {f"layers/{ODD}": Comparison("cudnn", 0.25, 0.2, 0.3, Verdict.SLOWER, ROUNDS)}
+    one = replace(
+        an_entry("a_name_of_forty_eight_letters_is_the_longest_ther", compared), author="A. N. Other"
+    )
+    one = replace(one, flags={"autocorrelated": 7, "claim_mismatch": 12, "unsettled": 3})
+    found = leaderboard.Board("h200", "add", PROTOCOL, "tf32", {"layers": 1}, leaderboard.rank([one]))
+    whole = standings.show([found])
+    assert all(
+        text in whole for text in ("7 autocorrelated, 12 claim_mismatch, 3 unsettled", one.digest[:12])
+    )
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    for chars in (400, 220, 160, 80, 20):
+        monkeypatch.setenv("COLUMNS", str(chars))
+        text = standings.show([found])
+        assert one.solution in text
+        assert f"0.25 layers/{ODD}" in text
+        assert ("too narrow for: flags" in text) is (chars < 400)
+        assert chars < 160 or max(map(len, text.splitlines())) <= chars
+    assert "too narrow" not in standings.show([found], "github")
+
+
 def test_every_format_shows_every_entry(root: Path) -> None:
     found = board(root, [*(made(root, "quick", p) for p in PLACES), made(root, "slow", PLACES[0])])
     digests = [one.digest for _, one in found.ranked]
@@ -393,12 +433,45 @@ def test_every_format_shows_every_entry(root: Path) -> None:
     assert [row["rank"] for row in rows] == ["1", ""]
     cells = json.loads(standings.show([found], "json", "shape"))
     assert sorted(row["shape"] for row in cells if row["solution"] == "slow") == sorted(PLACES)
-    assert [row["shape"] for row in cells if "speedup" in row and row["solution"] == "slow"] == PLACES[:1]
+    timed = [row["shape"] for row in cells if row["speedup"] is not None and row["solution"] == "slow"]
+    assert timed == PLACES[:1]
     by_shape = standings.show([found], "table", "shape")
     assert all(place in by_shape for place in PLACES)
     assert by_shape.count("missing") == len(PLACES) - 1
     assert "1: 2.00" in standings.show([found], "github", "dtype")
     assert standings.show([]) == "no records"
+
+
+@pytest.mark.parametrize("by", [None, "shape", "sweep"])
+def test_columns_for_programs_are_the_same_whoever_is_ranked(root: Path, by: str | None) -> None:
+    grids = ({"kernel": "k", **to_json(occupancy(128, 196, 16384, (9,), load_card("rtx4090")))},)
+    full = board(root, [made(root, "quick", p, waves=grids) for p in PLACES])
+    empty = board(root, [made(root, "slow", PLACES[0], status=Status.WRONG)])
+    empty = replace(empty, ranked=empty.ranked[-1:])
+    columns = []
+    for one in (full, empty):
+        rows = json.loads(standings.show([one], "json", by))
+        table = list(csv.DictReader(io.StringIO(standings.show([one], "csv", by))))
+        assert {tuple(row) for row in (*rows, *table)} == {tuple(rows[0])}
+        assert [row["solution"] for row in table] == [row["solution"] for row in rows]
+        for line, row in zip(table, rows, strict=True):
+            assert {name for name, text in line.items() if not text} == {
+                name for name, value in row.items() if value in (None, "", [])
+            }
+        columns.append(tuple(rows[0]))
+        assert {row["speedup"] is None for row in rows} == {one is empty}
+    assert columns[0] == columns[1]
+
+
+def test_lists_are_joined_in_csv_and_arrays_in_json(root: Path) -> None:
+    grid = to_json(occupancy(128, 128, 51200, (9,), load_card("rtx4090")))
+    limiters = ["registers", "shared"]
+    waves = ({"kernel": "k", **grid, "limiters": limiters},)
+    found = board(root, [made(root, "quick", PLACES[0], waves=waves)])
+    row, *_ = json.loads(standings.show([found], "json", "shape"))
+    assert (row["limiters"], row["launch_bound"]) == (limiters, False)
+    line, *_ = csv.DictReader(io.StringIO(standings.show([found], "csv", "shape")))
+    assert (line["limiters"], line["launch_bound"], line["reason"]) == ("registers;shared", "false", "")
 
 
 def run(*arguments: str | Path) -> int:
@@ -482,8 +555,12 @@ def test_by_sweep_means_are_of_all_cells_and_families_of_the_best(root: Path) ->
     assert not [line for line in table if "transposed" in line["problem"]]
     assert "2.00 (5)" in standings.show([found], "table", "sweep")
     rows = json.loads(standings.show([found], "json", "sweep"))
-    assert [row["layers"] for row in rows] == [lines[row["solution"]]["layers"] for row in rows]
-    assert "2.00 (5)" in standings.show([found], "csv", "sweep")
+    means = {(row["solution"], row["sweep"]): (row["speedup"], row["cells"], row["of"]) for row in rows}
+    assert means["quick", "layers"] == (pytest.approx(16 ** (1 / 5), rel=1e-3), 5, 5)
+    assert means["quick", "kernelbench"] == (None, 0, 1)
+    assert means["slow", "layers"] == (pytest.approx(2.0, rel=1e-3), 5, 5)
+    table = csv.DictReader(io.StringIO(standings.show([found], "csv", "sweep")))
+    assert [float(line["speedup"] or 0) for line in table] == [row["speedup"] or 0 for row in rows]
 
 
 def test_stale_entries_have_no_means_by_sweep(root: Path) -> None:

@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner import load
+from runner import load, record
 from runner.load import BadInput
+from runner.schema import DTYPES
 
 ROOT = Path(__file__).parents[1]
 OURS = load.find_problem("convtranspose2d")
@@ -68,7 +69,6 @@ def written(folder: Path, name: str, text: str = FOREIGN) -> Path:
         ("bias=true", {"bias": True}),
         ("bias=1,groups=2", {"bias": True, "groups": 2}),
         ("bias=No", {"bias": False}),
-        ("stride=2,stride=3", {"stride": 3}),
     ],
 )
 def test_a_shape_is_the_default_but_for_what_is_named(text: str, expected: dict[str, Any]) -> None:
@@ -100,7 +100,7 @@ def test_every_shape_can_be_typed(seed: int) -> None:
         ("", "unknown shape field ''"),
         ("batch=2,", "unknown shape field ''"),
         ("batch", "batch='': a whole number"),
-        ("batch=two", "batch='two': a whole number, or one per axis as in 3x5"),
+        ("batch=two", "batch='two': a whole number of at most 18 digits, or one per axis as in 3x5"),
         ("batch=2.5", "batch='2.5'"),
         ("batch=1e3", "batch='1e3'"),
         ("kernel_size=3x", "kernel_size='3x'"),
@@ -114,6 +114,9 @@ def test_every_shape_can_be_typed(seed: int) -> None:
         ("groups=3", "groups=3 does not divide"),
         ("height=1,width=1,kernel_size=1,padding=1", "lower padding"),
         (f"batch={'9' * 5000}", "batch='999"),
+        (f"batch={'9' * 20}", f"batch='{'9' * 20}': a whole number of at most 18 digits"),
+        ("batch=2,batch=3", "shape 'batch=2,batch=3' has batch twice"),
+        ("stride=2,groups=1,stride=2", "has stride twice: leave one out, or write two --shapes"),
     ],
 )
 def test_what_is_no_shape_gets_one_line_that_names_it(text: str, complaint: str) -> None:
@@ -143,6 +146,63 @@ def test_what_is_there_is_found() -> None:
     solution = load.find_solution("phase_gemm", "convtranspose2d")
     assert (solution.name, solution.source) == ("phase_gemm", solution.path.read_text(encoding="utf-8"))
     assert load.find_solution(str(solution.path), "convtranspose2d") == solution
+
+
+@pytest.mark.parametrize("path", ["mine.py", "./mine.py", "folder/../mine.py", "../{name}/mine.py"])
+def test_a_path_leads_to_its_file_from_wherever_it_is_read(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "folder").mkdir()
+    file, path = written(tmp_path, "mine.py"), path.format(name=tmp_path.name)
+    monkeypatch.chdir(tmp_path)
+    problem, solution = load.find_problem(path), load.find_solution(path, "convtranspose2d")
+    monkeypatch.chdir(ROOT)
+    for found in (problem, solution):
+        assert found.path.is_absolute()
+        assert found.path.samefile(file)
+
+
+def test_files_of_one_name_are_told_apart_or_refused(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        written(tmp_path, f"{folder}/x.py")
+    one, other, again = (
+        load.find_solution(f"{tmp_path}/{path}", "convtranspose2d")
+        for path in ("a/x.py", "b/x.py", "b/../a/x.py")
+    )
+    assert load.require_distinct([one, again, one]) == [one]
+    with pytest.raises(BadInput, match=r"a/x\.py' and '[^']*b/x\.py' would both be recorded as 'x'"):
+        load.require_distinct([one, again, other])
+
+
+@quick
+@given(st.text(max_size=8) | st.binary(max_size=8), st.text(max_size=8) | st.text("a-", max_size=120))
+def test_a_text_in_no_file_is_a_solution_or_bad_input(source: Any, name: str) -> None:
+    try:
+        solution = load.solution_of(source, name)
+    except BadInput:
+        return
+    assert (solution.source, solution.name) == (source, name)
+    assert solution.digest
+    assert record.results_path(Path(), "cpu", "convtranspose2d", name)
+
+
+@quick
+@given(st.lists(st.sampled_from(DTYPES) | st.text(max_size=5), max_size=4))
+def test_names_are_known_and_told_once_or_the_first_that_is_not_is_named(named: list[str]) -> None:
+    unknown = [name for name in named or [""] if name not in DTYPES]
+    if unknown:
+        with pytest.raises(BadInput, match=re.escape(f"unknown dtype '{unknown[0]}': ")):
+            load.known_names("dtype", named, DTYPES)
+    else:
+        assert load.known_names("dtype", named, DTYPES) == tuple(dict.fromkeys(named))
+
+
+def test_a_text_is_one_name() -> None:
+    assert load.known_names("dtype", "fp16", DTYPES) == ("fp16",)
+    assert load.chosen_baselines("cudnn") == ("cudnn",)
+    with pytest.raises(BadInput, match="unknown dtype 'fp1'"):
+        load.known_names("dtype", "fp1", DTYPES)
 
 
 def test_adding_a_file_is_registering_it(tmp_path: Path) -> None:
@@ -201,6 +261,7 @@ def test_a_name_from_a_path_can_stand_in_a_path(tmp_path: Path, file: str, name:
 @given(st.text())
 def test_no_stem_makes_a_name_that_leads_elsewhere(stem: str) -> None:
     assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", load._safe(stem))
+    assert record.results_path(Path(), "cpu", "convtranspose2d", load._safe(stem * 40))
 
 
 def test_a_source_is_read_as_it_is(tmp_path: Path) -> None:

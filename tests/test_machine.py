@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from runner import cards
 from runner.judge import environment
 from runner.judge.machine import Machine, State
 
@@ -74,20 +75,42 @@ def machine(monkeypatch: pytest.MonkeyPatch, nvml: object, uuid: str = UUID) -> 
 
 
 @pytest.mark.parametrize(
-    ("reasons", "state"),
+    ("reasons", "slowdown", "power_capped"),
     [
-        (0x00, State(1755, "", power_capped=False)),
-        (0x01, State(1755, "", power_capped=False)),  # idle
-        (0x04, State(1755, "", power_capped=True)),
-        (0x08, State(1755, "hardware slowdown", power_capped=False)),
-        (0x44, State(1755, "hardware thermal slowdown", power_capped=True)),
-        (0xA0, State(1755, "software thermal slowdown, power brake", power_capped=False)),
+        (0x00, "", False),
+        (0x01, "", False),  # idle
+        (0x04, "", True),
+        (0x08, "hardware slowdown", False),
+        (0x44, "hardware thermal slowdown", True),
+        (0xA0, "software thermal slowdown, power brake", False),
     ],
 )
 def test_a_power_cap_is_told_apart_from_what_spoils_a_round(
-    reasons: int, state: State, monkeypatch: pytest.MonkeyPatch
+    reasons: int, slowdown: str, power_capped: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert machine(monkeypatch, Nvml(reasons)).state() == state
+    state = machine(monkeypatch, Nvml(reasons)).state()
+    assert state == State(1755, reasons)
+    assert (state.slowdown, state.power_capped) == (slowdown, power_capped)
+
+
+@pytest.mark.parametrize(
+    ("pids", "ours", "strangers"),
+    [
+        ((), (), 0),
+        ((0,), (0,), 0),
+        ((0, 41), (0, 41, 42), 0),
+        ((0, 41, 99), (0, 41, 42), 1),  # one of ours does not compute yet, a stranger does
+        ((4711, 4712), (0, 41), 0),  # pids of another namespace: as many as are ours
+        ((4711, 4712, 4713), (0, 41), 1),
+        ((4711,), (0, 41), 0),
+    ],
+)
+def test_strangers_are_told_from_our_own_processes(
+    pids: tuple[int, ...], ours: tuple[int, ...], strangers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """0 stands for this process."""
+    found = machine(monkeypatch, Nvml(pids=tuple(pid or os.getpid() for pid in pids)))
+    assert found.strangers({pid or os.getpid() for pid in ours}) == strangers
 
 
 def test_what_a_device_does_not_support_costs_no_other_fact(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +136,8 @@ def test_without_nvml_nothing_is_known_and_it_is_said_why(
     nvml: object, uuid: str, silence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     silent = machine(monkeypatch, nvml, uuid)
-    assert silent.state() == State(0, "")
+    assert silent.state() == State(0)
+    assert silent.strangers({os.getpid()}) == 0
     assert silence in silent.facts()["nvml"]
     assert len(silent.facts()) == 1
 
@@ -197,3 +221,12 @@ def test_a_silent_nvml_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     facts = machine(monkeypatch, None).facts()
     (line,) = environment.warnings({"device": "cuda:0", "disturbances": [], **facts})
     assert "pynvml" in line
+
+
+def test_a_device_that_is_not_as_its_card_says_is_told() -> None:
+    card = cards.load_card("h100_sxm")
+    facts = {"gpu": card.driver_names[0], "sms": card.sms, "l2_bytes": card.l2_bytes // 2}
+    (line,) = environment.warnings({"device": "cuda:0", "disturbances": [], **facts})
+    assert line.startswith("cuda:0 is not as the card h100_sxm says: bytes of L2")
+    facts["l2_bytes"] = card.l2_bytes
+    assert environment.warnings({"device": "cuda:0", "disturbances": [], **facts}) == []

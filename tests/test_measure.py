@@ -25,6 +25,7 @@ from runner.measure import (
     Window,
     calls_per_sample,
 )
+from runner.phases import Phases
 from runner.schema import Samples, Timed, Verdict
 
 
@@ -33,6 +34,7 @@ class State:
     """The machine of a fake bench."""
 
     sm_clock_mhz: int
+    reasons: int = 0
 
 
 @dataclass
@@ -51,6 +53,7 @@ class FakeBench:
     forged: float = 1.0
     max_calls: int = 16
     cold_us: float = 0.0
+    busy_s: float = 0.0
     now_s: float = 0.0
     windows: int = 0
     states: int = 0
@@ -73,6 +76,7 @@ class FakeBench:
         device_us *= exp(self.random.gauss(0, self.noise))
         window_us = device_us + self.null_us(variant)
         self.now_s += window_us / 1e6
+        self.busy_s += window_us / 1e6
         claim_us = device_us * (self.forged if variant == SOLUTION else 1.0)
         return Window(window_us, claim_us, 9.0 + 5.0 * calls)
 
@@ -90,7 +94,7 @@ class FakeBench:
 
     def state(self) -> State:
         self.states += 1
-        return State(1980 - self.states)
+        return State(1980 - self.states, self.states % 2 * 4)
 
     def null_us(self, variant: str) -> float:
         return self.nulls_us.get(self.process_of(variant), 20.0)
@@ -352,6 +356,19 @@ def test_a_series_that_drifts_is_not_settled() -> None:
 def test_the_clock_of_the_device_is_kept_for_each_round() -> None:
     timed = take(FakeBench(TIMES_US))
     assert timed.sm_clocks_mhz == tuple(1979 - PILOT_ROUNDS - n for n in range(timed.rounds))
+    assert timed.clock_reasons == (4, 0) * (timed.rounds // 2)
+
+
+def test_times_that_agree_are_not_settled_while_the_clock_changes() -> None:
+    class Throttled(FakeBench):
+        def state(self) -> State:
+            self.states += 1
+            return State(1980 if self.states <= PILOT_BLOCK else 1900, 0)
+
+    bench = Throttled(TIMES_US)
+    assert not take(bench).settled
+    # it is told only: the pilot is no longer for it
+    assert bench.states == PILOT_ROUNDS + FIRST_LOOK + analyse.LOOK_EVERY + measure.SINGLE_ROUNDS
 
 
 def test_times_that_decide_nothing_stand_beside_those_of_solution_and_headline() -> None:
@@ -439,3 +456,52 @@ def test_a_merged_batch_is_seen_by_its_claims_where_the_judges_clock_is_too_coar
     for seed in range(10):
         bench = Merging({**TIMES_US, SOLUTION: 40.0}, max_calls=32, random=random.Random(seed))  # noqa: S311
         assert take(bench, seed=seed).batched
+
+
+def test_each_phase_is_charged_its_own_time_and_rounds_what_the_device_had_to_do() -> None:
+    class Slow(FakeBench):
+        """Inputs are drawn, and the other times taken, by a host at work while the device idles."""
+
+        def fresh(self, calls: int) -> None:
+            super().fresh(calls)
+            self.now_s += 0.1
+
+        def aside(self, variant: str, calls: int, kind: Call) -> float | None:
+            self.now_s += 2.0
+            return super().aside(variant, calls, kind)
+
+    bench = Slow(TIMES_US)
+    phases = Phases(bench.clock)
+    rng = random.Random(0)  # noqa: S311 - repeatable
+    settings = Settings(budget_s=LONG_S)
+    timed = measure.measure(bench, BASELINES, ELIGIBLE, ALWAYS, rng, settings, bench.clock, phases)
+    spent_s = phases.so_far()
+    pilots = len(TIMES_US) * (1 + ESTIMATES) + 1 + PILOT_ROUNDS
+    assert spent_s["pilot"] == pytest.approx(0.1 * pilots, rel=0.1)
+    assert spent_s["asides"] == 8.0
+    assert spent_s["single calls"] == pytest.approx(0.1 * (1 + measure.SINGLE_ROUNDS), rel=0.1)
+    assert spent_s["rounds"] == pytest.approx(0.1 * timed.rounds + spent_s["busy_in_rounds"], abs=0.01)
+    assert 0 < spent_s["busy_in_rounds"] < 0.2 * spent_s["rounds"]
+    assert spent_s["cell"] == pytest.approx(bench.now_s, abs=0.001)
+    assert spent_s["cell"] == pytest.approx(
+        sum(spent_s.values()) - spent_s["busy_in_rounds"] - spent_s["cell"], abs=0.01
+    )
+
+
+def test_a_phase_that_fails_has_taken_its_time() -> None:
+    now_s = iter([0.0, 1.0, 3.5, 4.0])
+    phases = Phases(lambda: next(now_s))
+    with pytest.raises(Disturbed), phases.phase("rounds"):
+        raise Disturbed("busy")
+    assert phases.so_far() == {"rounds": 2.5, "cell": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("noise", "target", "wide"), [(0.001, 0.01, False), (0.2, 0.01, True), (0.2, 1.0, False)]
+)
+def test_an_interval_wider_than_was_asked_for_is_known_by_its_samples(
+    noise: float, target: float, wide: bool
+) -> None:
+    timed = take(FakeBench(TIMES_US, noise=noise), target=target)
+    assert timed.target == target
+    assert analyse.is_wide(timed, timed.headline) is wide

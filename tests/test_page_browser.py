@@ -180,6 +180,18 @@ def test_the_charts_show_each_cell_and_hide_a_solution_on_request(browser: Any) 
     assert len(find(browser, f"{plot} .mark")) == 2
 
 
+def test_edges_of_the_target_stand_beside_those_of_the_card(browser: Any) -> None:
+    """129 programs pass an edge of the target's 128 SMs and none of 132."""
+    plot = f"section:nth-of-type({TF32}) .plot[data-chart=waves]"
+    assert find(browser, f"{plot} .edge.target") == []
+    browser.execute_script(f"""
+        for (const one of BOARDS[{TF32 - 1}].solutions) for (const cell of one.cells) cell.sms = 132;
+        document.querySelectorAll("{plot}").forEach(draw)""")
+    assert len(find(browser, f"{plot} .edge")) == len(find(browser, f"{plot} .edge.target:not(.inner)")) == 2
+    described = find(browser, f"{plot} desc")[0].get_attribute("textContent")
+    assert "129 programs, 0.98 waves of 132 SMs, 1.01 waves of 128 SMs" in described
+
+
 def test_a_chart_is_drawn_when_it_is_unfolded(browser: Any) -> None:
     plot = f"section:nth-of-type({TF32}) .plot[data-sweep=layers]"
     assert find(browser, f"{plot} svg") == []

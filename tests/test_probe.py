@@ -23,7 +23,7 @@ OFTEN_CLOSED = {
     *("load a program", "count events", "queue calls", "handle faults", "leave its namespace"),
 }
 FILES = {"write beside its folder", "write the checkout", "change the runner", "read the accounts"}
-CALLS = {"limit it", "hold it", "use keys", "queue calls"}
+CALLS = {"limit it", "hold it", "use keys", "queue calls", "disown its orphans", "start a sibling"}
 
 
 def in_child(work: Callable[[], object]) -> Any:

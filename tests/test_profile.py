@@ -260,7 +260,8 @@ def profile(*words: str | Path, problem: str = "convtranspose2d", code: int = 0)
 def prompted(file: Path, stage: str, capsys: pytest.CaptureFixture[str]) -> str:
     """Return the page that `prompt` writes with a profile."""
     words = ["--problem", "convtranspose2d", "--solution", "gather_gemm", "--shapes", "81", "--no-run"]
-    assert cli.main(["prompt", *words, "--stage", stage, "--profile", str(file)]) == exits.EXIT_DONE
+    words += ["--card", "h200", "--stage", stage, "--profile", str(file)]
+    assert cli.main(["prompt", *words]) == exits.EXIT_DONE
     return capsys.readouterr().out
 
 
@@ -301,6 +302,22 @@ def test_a_table_shows_the_same(tool: Tool, capsys: pytest.CaptureFixture[str]) 
     assert "not measured: dram__bytes.sum, sm__inst_executed.sum" in shown
     assert "dram__bytes.sum" in tool.asked("--metrics")
     assert "sm__inst_executed.sum" not in tool.asked("--metrics")
+
+
+@pytest.mark.usefixtures("tool")
+def test_every_format_of_a_table_shows_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    profile("--format", "csv")
+    (line,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert (line["solution"], line["shape"]) == ("gather_gemm", "kernelbench/81")
+    assert (line["kernel"], line["grid"], line["registers"]) == ("gather", "[50721, 1, 1]", "184")
+    assert float(line["duration_us"]) == pytest.approx(7461.152)
+    profile("--format", "json")
+    report = json.loads(capsys.readouterr().out)
+    ((_, metrics),) = report["metrics"].items()
+    units = {name: f" ({unit})" if unit else "" for name, unit in report["units"].items()}
+    assert {name: float(line[name + units.get(name, "")]) for name in metrics} == metrics
+    profile("--format", "github")
+    assert "| gather " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -639,7 +656,11 @@ def test_differences_are_listed_one_by_one(
     shown = capsys.readouterr().out
     assert "1 launches in 1 cells: 3 differences" in shown
     lines = [line.split()[-3:] for line in shown.splitlines()[2:5]]
-    assert lines == [["launches", "2", "1"], ["registers", "255", "184"], ["programs_per_sm", "1", "2"]]
+    told = [["launches", "2", "1"], ["registers", "255", "184"], ["programs_per_sm", "1", "2"]]
+    assert lines == told
+    profile("--against-explain", "--format", "csv", code=exits.EXIT_FAILED)
+    rows = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert [[row[name] for name in ("quantity", "predicted", "measured")] for row in rows] == told
 
 
 def test_what_could_not_run_is_not_compared(

@@ -420,7 +420,7 @@ def test_a_full_disk_leaves_earlier_records_intact(tmp_path: Path, monkeypatch: 
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", short_write)
-        with pytest.raises(rec.ResultsUnwritable, match=r"full\.jsonl: No space left.*-o FILE"):
+        with pytest.raises(rec.ResultsUnwritable, match=r"full\.jsonl: No space left.*--results DIR$"):
             rec.append(path, passed("65"))
     assert len(calls) == 2
     assert path.read_bytes() == before

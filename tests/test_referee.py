@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import wait_until
 
-from runner import load, measure
+from runner import analyse, load, measure
 from runner.judge import check
 from runner.judge.bench import Bench, Limits, NoBaseline
 from runner.judge.company import MAX_CONTESTANTS
@@ -18,7 +18,7 @@ from runner.judge.contestants import Foul
 from runner.judge.inspector import Inspector
 from runner.judge.referee import Referee
 from runner.judge.timing import Timing
-from runner.schema import Cell, Status, Timed
+from runner.schema import Cell, Samples, Status, Timed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -109,6 +109,7 @@ def test_the_trusted_process_is_built_for_the_baselines_asked_for(referee: Refer
     company, case = referee.company, referee._current()
     all_of_them = company.trusted(case, BASELINES)
     assert company.trusted(case, BASELINES) is all_of_them
+    assert company.pids == [all_of_them.pid]
     bench = seated(referee, ("cudnn",))
     bench.fresh(1)
     assert bench.sample("cudnn", 1).claim_us > 0
@@ -168,13 +169,18 @@ def test_a_ranked_run_wants_full_isolation() -> None:
     try:
         plain = open_referee.rule(problem, solution, cell, (), os.urandom(16))
         assert (plain.failed, plain.isolation["level"]) == (None, "none")
+        assert plain.output_bytes == 4 * sum(y.numel() for y in open_referee._current().expected) > 0
         open_referee.limits = Limits(build_s=60.0, call_s=30.0, processes=5)
         ranked = open_referee.rule(problem, solution, cell, (), os.urandom(16))
+        pair = solution, load.find_solution("gather_gemm", "convtranspose2d")
+        compared = open_referee.compare(problem, pair, cell, os.urandom(16))
     finally:
         open_referee.close()
-    assert ranked.failed is not None
-    assert ranked.failed.status == Status.UNSUPPORTED
-    assert "full isolation" in ranked.failed.reason
+    for refused in (ranked, compared):
+        assert refused.failed is not None
+        assert refused.failed.status == Status.UNSUPPORTED
+        assert "full isolation" in refused.failed.reason
+        assert refused.isolation["level"] == "none"
 
 
 def test_a_process_that_was_stopped_goes_on_when_it_is_armed(referee: Referee) -> None:
@@ -217,3 +223,35 @@ def test_a_ranked_run_that_starts_again_does_so_in_a_new_process(
     timing = Timing(referee.company, referee._current(), referee.enter, [])
     assert timing.time(inspector, solution, ("eager", "cudnn")) is None
     assert len(set(pids)) == 2
+
+
+def test_a_duel_of_several_processes_has_new_ones_in_each(
+    referee: Referee, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The interval is then one over processes, as in a ranked run."""
+    pids: list[set[int]] = []
+    others_us = [120.0, 121.0, 122.0]
+
+    def measured(bench: Bench, variants: tuple[str, ...], *_: object, **__: object) -> Timed:
+        pids.append({contestant.pid for contestant, _ in bench.seats.values()})
+        times_us = {measure.SOLUTION: 100.0, **dict.fromkeys(variants, others_us[len(pids) - 1])}
+        samples = (Samples(v, 1, (us,) * 24, (), 0.0, 0.0, 1.0, "cold") for v, us in times_us.items())
+        return Timed(tuple(samples), measure.RIVAL, 24, 0, 0, 1.0)
+
+    monkeypatch.setattr(measure, "measure", measured)
+    pair = tuple(load.find_solution(name, "convtranspose2d") for name in ("gather_gemm", "phase_gemm"))
+    referee.limits = Limits(build_s=60.0, call_s=30.0, processes=3)
+    _, inspectors = referee.face(pair)
+    timed = referee.timing([]).duel(pair, inspectors)
+    assert timed is not None
+    assert [len(of_run) for of_run in pids] == [3, 3, 3]
+    assert len(set.union(*pids)) == 9
+    assert (timed.processes, timed.rounds) == (3, 72)
+    found = analyse.comparison(timed, measure.RIVAL)
+    assert found.speedup == pytest.approx(1.21)
+    assert found.low < 1.2
+    assert found.high > 1.22
+    phased = referee._phased(timed)
+    assert phased is not None
+    assert phased.phases_s.keys() == {"build", "check", "baselines", "cell"}
+    assert sum(phased.phases_s.values()) < 2 * phased.phases_s["cell"]

@@ -58,7 +58,7 @@ class Sweep:
 
     def finished(self) -> int:
         """Return how many cells the last run has finished itself."""
-        return self.runner.said("err").count("\n")
+        return len(re.findall(r"(?m)^\[\d+/\d+\] ", self.runner.said("err")))
 
     def repeats(self) -> set[int]:
         """Return how often cells are recorded."""
@@ -126,6 +126,7 @@ def test_a_budget_stops_cleanly_and_a_plan_writes_nothing(sweep: Sweep) -> None:
     assert runner.lines() == some
 
     assert sweep.run() == 0
+    assert "nothing to run" not in runner.said("err")
     assert sweep.repeats() == {1}
 
 
@@ -141,6 +142,8 @@ def test_records_of_another_machine_are_sorted_in_once(sweep: Sweep) -> None:
 
     assert sweep.run() == 0
     assert sweep.finished() == 0
+    nothing = f"{CELLS} cells are recorded already, nothing to run: --rerun runs them again\n"
+    assert runner.said("err") == nothing
     assert runner.said("out").count(" PASS ") == CELLS
     assert runner.lines() == lines
     assert sweep.run("--rerun") == 0

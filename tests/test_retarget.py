@@ -29,7 +29,8 @@ class Shape(NamedTuple):
     columns: int = 640
 
 class Model(nn.Linear):
-    pass
+    def forward(self, x, times):
+        return super().forward(x)
 
 def get_inputs(shape=Shape()):
     return [torch.rand(shape.rows, shape.columns), 3]
@@ -200,6 +201,104 @@ def test_architectures_differ(unseen: list[Forward]) -> None:
     assert ada.shared_bytes is not None
     assert ampere.launch is not None
     assert (ada.registers, ada.shared_bytes) != (ampere.registers, ampere.shared_bytes)
+
+
+def test_traffic_is_what_the_reference_reads_and_writes(unseen: list[Forward]) -> None:
+    """The packed copy of the solution's weights is not of the problem."""
+    rows, columns, outputs, half = 2**20, 640, 256, 2
+    assert unseen[2].traffic_bytes == half * (rows * columns + outputs * columns + outputs + rows * outputs)
+
+
+SIDEWAYS = """
+import torch, triton, triton.language as tl
+from concurrent.futures import ThreadPoolExecutor
+from torch import nn
+
+POOL = ThreadPoolExecutor(1)
+
+@triton.jit
+def fill(x, n):
+    tl.store(x + tl.program_id(0), n)
+
+def count(x):
+    with torch.cuda.stream(torch.cuda.current_stream()):
+        fill[(7,)](x, 7)
+
+class ModelNew(nn.Linear):
+    graph = None
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.stream, self.begun = torch.cuda.Stream(priority=-1), torch.cuda.Event(enable_timing=True)
+
+    def forward(self, x, times):
+        if self.graph is None:
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                fill[(3,)](x, 3)
+                x.mul_(2)
+                fill[(4,)](x, 4)
+            fill[(99,)](x, 99)
+        self.begun.record()
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            fill[(5,)](x, 5)
+            x.record_stream(self.stream)
+        torch.cuda.current_stream().wait_event(self.stream.record_event())
+        assert self.begun.query() and self.begun.elapsed_time(self.begun) > 0
+        assert x.device == torch.device("cuda", 0) == self.stream.device
+        self.graph.replay()
+        self.graph.replay()
+        POOL.submit(count, x).result()
+        return torch.compile(torch.neg, dynamic=False)(x)
+"""
+
+
+def test_streams_and_graphs_launch_in_the_order_of_the_host() -> None:
+    """A captured graph launches nothing, each replay all of it."""
+    (forward,) = run(SIDEWAYS)
+    assert forward.error == ""
+    assert [(one.call, one.grid[0]) for one in forward.launches] == list(enumerate((5, 3, 4, 3, 4, 7)))
+    assert forward.operators == {"mul_": 2, "neg": 1}
+
+
+HONEST = ROOT / "tests" / "honest"
+
+
+@pytest.mark.parametrize("name", ["works_on_side_streams", "replays_a_graph"])
+def test_honest_solutions_that_use_more_of_a_gpu_are_explained(name: str) -> None:
+    problem = Problem("honest", HONEST / "problem.py", (HONEST / "problem.py").read_text())
+    solution = Solution(name, HONEST / "gpu", (HONEST / "gpu" / f"{name}.py").read_text())
+    square = Cell("smoke", "square", {"batch": 16, "features": 32}, "fp32", "tf32")
+    (forward,) = retarget(problem, solution, [square], CARDS[:1])
+    assert forward.error == ""
+    assert forward.operators["masked_fill"] == 1
+
+
+READS = """
+import torch
+from torch import nn
+
+class ModelNew(nn.Linear):
+    def forward(self, x, times):
+        y = x[torch.zeros(3, dtype=torch.long, device=x.device)]  # asks for no value
+        if len(x) == 1: y.sum().item()
+        if len(x) == 2: bool(y.any())
+        if len(x) == 3: y.tolist()
+        if len(x) == 4: y.nonzero()
+        if len(x) == 5: y.cpu()
+        return x
+"""
+
+
+def test_a_value_that_nobody_computes_is_named_with_the_solutions_own_line() -> None:
+    cells = [cell(rows=rows) for rows in range(1, 6)]
+    forwards = retarget(UNSEEN, Solution("made", Path("made.py"), READS), cells, CARDS[:1])
+    said = "RuntimeError: needs values of a tensor, which only a GPU would compute"
+    lines = READS.splitlines()
+    assert [forward.error for forward in forwards] == [
+        f"{said} (line {number}: {lines[number - 1].strip()})" for number in range(8, 13)
+    ]
 
 
 FLOOD = """

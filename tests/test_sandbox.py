@@ -85,6 +85,12 @@ def leave_by_clone(_: Scene) -> None:
         os._exit(0)
 
 
+def start_a_sibling(_: Scene) -> None:
+    parent, on_exit = 0x8000, 17
+    if system_call("clone", parent | on_exit, 0, 0, 0, 0) == 0:
+        os._exit(0)
+
+
 # What anybody may do to his own processes and files: (the layer that stops it, the attempt).
 REFUSED: dict[str, tuple[str, Callable[[Scene], object]]] = {
     "write beside scratch": ("landlock", lambda s: (s.outside / "new").write_text("")),
@@ -123,6 +129,8 @@ REFUSED: dict[str, tuple[str, Callable[[Scene], object]]] = {
     "open a local datagram socket": ("seccomp", lambda _: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)),
     "connect to a path": ("seccomp", lambda s: connect(str(s.outside / "door"))),
     "connect to a name": ("seccomp", lambda s: connect(f"\0door-{s.judge}")),
+    "disown its orphans": ("seccomp", lambda _: libc.prctl(libc.PR_SET_CHILD_SUBREAPER, 0)),
+    "start a sibling": ("seccomp", start_a_sibling),
     "own a file": ("seccomp", lambda s: os.chown(s.secret, os.getuid(), os.getgid())),
     "mark a file": ("seccomp", lambda s: os.setxattr(s.secret, "user.mark", b"1")),
 }
@@ -657,10 +665,10 @@ def expected(name: str, first: int, second: int, own_pid: int | None) -> int:
     allowed = {
         "ioctl": second not in {0x5412, 0x541C, 0x8901, 0x8902},
         "fcntl": second not in {8, 10, 15},
-        "prctl": first != 4,
+        "prctl": first not in {4, 36},
         "setpriority": first == 0 and second == 0,
         "ioprio_set": first == 1 and second == 0,
-        "clone": first & 0x7E020000 == 0,
+        "clone": first & 0x7E028000 == 0,
         "sched_setaffinity": first == 0,
     }
     allowed |= dict.fromkeys(("socket", "socketpair"), first == 1 and second & 15 in {1, 5})
@@ -675,7 +683,9 @@ def expected(name: str, first: int, second: int, own_pid: int | None) -> int:
 
 
 ARGUMENTS = st.one_of(
-    st.sampled_from([0, 1, 2, 5, 7, 8, 10, 15, 16, 0x5412, 0x8901, 0x80801, 0x10000000, 0x3D0F00, 1 << 32]),
+    st.sampled_from(
+        [0, 1, 2, 5, 7, 8, 10, 15, 16, 36, 0x5412, 0x8011, 0x8901, 0x80801, 0x10000000, 0x3D0F00, 1 << 32]
+    ),
     st.integers(0, 2**64 - 1),
 )
 

@@ -11,10 +11,11 @@ import pytest
 
 from runner import cli, selftest
 from runner.gpu_lock import DeviceBusy
-from runner.judge.selftest import Clock, reliable_from_us
+from runner.judge.referee import Ruling
+from runner.judge.selftest import Clock, Finding, Selftest, reliable_from_us
 from runner.judge_process import JudgeDied
 from runner.load import BadInput
-from runner.schema import PROTOCOL
+from runner.schema import PROTOCOL, Failed, Kernel, Samples, Status, Timed
 
 FINDINGS: list[dict[str, Any]] = [
     {"test": "equals", "subject": "b1", "figure": "25.9 us: SD 0.11%", "passed": True},
@@ -103,3 +104,41 @@ def test_the_judges_clock_is_good_from_where_all_longer_calls_are() -> None:
     assert reliable_from_us([poor, Clock(900.0, -0.019, 0.001), good]) == 900.0
     assert reliable_from_us([Clock(900.0, 0.0, 0.021)]) is None
     assert reliable_from_us([]) is None
+
+
+def plans(monkeypatch: pytest.MonkeyPatch, times_us: dict[tuple[str, str], float]) -> list[Finding]:
+    """Find the plans of policies that take this long, by who comes first and by policy."""
+    tested = Selftest("cpu")
+    fresh: list[str] = []
+
+    def rule(_: object, __: object, ___: object, order: tuple[str, ...], ____: bytes) -> Ruling:
+        assert fresh.pop() == "process"
+        if (order[0], "eager") not in times_us:
+            return Ruling(Failed(Status.OOM, "judge", "too little memory"))
+        taken = {policy: times_us[order[0], policy] for policy in order}
+        samples = (Samples(v, 1, (us,) * 24, (), 0.0, 0.0, 1.0, "cold") for v, us in taken.items())
+        kernel = Kernel("wgrad_" + 80 * "x", "cudnn", 1, 1.0, (1, 1, 1), 128, 32, 0)
+        kernels = {order[0]: (kernel,)}
+        return Ruling(None, timed=Timed(tuple(samples), "cudnn", 24, 0, 0, 1.0, kernels=kernels))
+
+    monkeypatch.setattr(tested.referee, "rule", rule)
+    monkeypatch.setattr(tested.referee.company, "drop_trusted", lambda: fresh.append("process"))
+    return list(tested.plans())
+
+
+def test_a_policy_keeps_its_plan_whoever_is_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    times_us = {("eager", "eager"): 1624.0, ("eager", "cudnn"): 1211.0}
+    times_us |= {("cudnn", "eager"): 1650.0, ("cudnn", "cudnn"): 1624.0}
+    eager, tuned = plans(monkeypatch, times_us)
+    assert (eager.subject, eager.passed) == ("b16 eager", True)
+    assert eager.figure.startswith(
+        "1624 us with eager first, 1650 us with cudnn first: 1.59% apart; ran wgrad_x"
+    )
+    assert eager.figure.endswith("x, then unknown kernels")
+    assert len(eager.figure) < 160
+    assert (tuned.subject, tuned.passed) == ("b16 cudnn", False)  # it got the plan of whoever was first
+
+
+def test_plans_that_cannot_be_timed_fail_and_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    (found,) = plans(monkeypatch, {("eager", "eager"): 1.0, ("eager", "cudnn"): 1.0})
+    assert (found.figure, found.passed) == ("cudnn first: no times: too little memory", False)

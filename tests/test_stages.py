@@ -1,6 +1,6 @@
 """Every metric that a page names exists: its base on each card's chip, its suffix by Nsight Compute's rules.
 
-`data/ncu_metrics_<chip>.txt` are base names, one a line, from `ncu --query-metrics --chip <chip>`.
+`runner/cards/ncu_metrics_<chip>.txt` are base names, one a line, from `ncu --query-metrics --chip <chip>`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def exists(metric: str, bases: set[str]) -> bool:
 @pytest.fixture(params=CHIPS)
 def bases(request: pytest.FixtureRequest) -> set[str]:
     """Return the base names that a chip has."""
-    file = ROOT / "tests" / "data" / f"ncu_metrics_{request.param}.txt"
+    file = RUNNER / "cards" / f"ncu_metrics_{request.param}.txt"
     if not file.exists():
         pytest.skip(f"no {file.name}: ncu --query-metrics --chip {request.param} gives it")
     return set(file.read_text().split())

@@ -5,16 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree as ET
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner import cli, load, record, staircase
+from runner import cli, load, record, staircase, staircase_svg
 from runner.cards import load_card
 from runner.commands import exits
-from runner.report import WIDTH
 from runner.schema import PROTOCOL, SCHEMA, Cell, Checked, Failed, Record, Samples, Status, Timed, to_json
 from runner.waves import Occupancy, efficiency, occupancy, role
 
@@ -226,7 +227,7 @@ def test_every_format_has_every_step_and_fits_the_terminal(root: Path) -> None:
     text = staircase.show(found, "table")
     assert "quick on add, rtx4090, tf32" in text
     assert "steps past an edge of 128 SMs: 1 loses; at most 1.89 [1.88, 1.89]" in text
-    assert max(map(len, text.splitlines())) <= WIDTH
+    assert max(map(len, text.splitlines())) <= 160
     rows = json.loads(staircase.show(found, "json"))
     assert [(row["role"], row["tiles"], row["past"]) for row in rows] == [
         ("under", 127, {"128": []}),
@@ -239,6 +240,80 @@ def test_every_format_has_every_step_and_fits_the_terminal(root: Path) -> None:
     assert [row["verdict"] for row in csv.DictReader(io.StringIO(staircase.show(found, "csv")))][
         -1
     ] == "loses"
+
+
+def stairs_of(per_sm: int, sms: int, *programs: int) -> staircase.Staircase:
+    """Return stairs of 64x64 tiles whose times follow their work."""
+    steps = [
+        staircase.Step(one, None, fill(count, sms, per_sm), count, spread, launch_bound=False)
+        for count in programs
+        if (one := role("64x64@1w-full" if count == programs[0] else "64x64@1w-over"))
+        and (spread := staircase.Spread(count, count - 0.5, count + 0.5))
+    ]
+    return staircase.Staircase("card", "p", "s", "tf32", tuple(steps))
+
+
+@pytest.mark.parametrize(
+    ("per_sm", "sms", "programs", "expected"),
+    [
+        (2, 132, (248, 264), [(264, "wave", "card"), (256, "wave", "target")]),
+        (2, 132, (120, 136), [(132, "SM", "card"), (128, "SM", "target")]),
+        (1, 132, (130, 264), [(132, "wave", "card"), (264, "wave", "card"), (256, "wave", "target")]),
+        (1, 128, (128, 129), [(128, "wave", "card")]),
+        (1, 132, (1, 2), []),
+    ],
+)
+def test_the_picture_marks_the_edges_of_card_and_target(
+    per_sm: int, sms: int, programs: tuple[int, ...], expected: list[tuple[int, str, str]]
+) -> None:
+    found = staircase_svg.edges(stairs_of(per_sm, sms, *programs))
+    assert [(one.programs, one.kind, one.owner) for one in found] == expected
+
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def test_the_picture_stands_alone_and_says_what_it_shows(root: Path) -> None:
+    steps = (("under", 99.0), ("full", 100.0), ("over", 190.0))
+    elsewhere = made(root, "full", 9.0, card="h100_sxm")
+    found = keep(root, *(made(root, name, us) for name, us in steps), elsewhere)
+    text = staircase_svg.draw(found)
+    assert "http" not in text.replace('xmlns="http://www.w3.org/2000/svg"', "")
+    svg = ET.fromstring(text)  # noqa: S314 - made here
+    assert {one.get("id") for one in svg if one.get("id")} == {"title", "about"}
+    assert "over 129 programs 190.0 us" in (svg.findtext(f"{SVG}desc") or "")
+    assert "prefers-color-scheme: dark" in (svg.findtext(f"{SVG}style") or "")
+    h100, rtx4090 = svg.findall(f"{SVG}g")
+    assert len(rtx4090.findall(f".//{SVG}circle")) == 3
+    (lost,) = rtx4090.findall(f".//{SVG}circle[@class='step loses']")
+    assert lost.findtext(f"{SVG}title") == "over 129 programs 190.0 us; 1.01 waves of 128 SMs; loses"
+    assert [one.get("class") for one in h100.findall(f"{SVG}line") if "edge" in one.get("class", "")] == [
+        "edge wave target"
+    ]
+    assert {"time, \N{MICRO SIGN}s", "programs"} <= {one.text for one in rtx4090.iter(f"{SVG}text")}
+
+
+@given(count=st.integers(1, 10**6), more=st.integers(0, 10**6), sms=st.integers(1, 200))
+def test_any_stairs_are_drawn_inside_their_panel(count: int, more: int, sms: int) -> None:
+    svg = ET.fromstring(staircase_svg.draw([stairs_of(1, sms, count, count + more)]))  # noqa: S314
+    for one in svg.iter(f"{SVG}circle"):
+        assert staircase_svg.LEFT <= float(one.get("cx", "nan")) <= staircase_svg.RIGHT
+        assert staircase_svg.TOP <= float(one.get("cy", "nan")) <= staircase_svg.BOTTOM
+
+
+def test_a_name_cannot_break_out_of_the_picture() -> None:
+    odd = replace(stairs_of(1, 128, 128), arithmetic="</desc><script>\x1b\0")
+    svg = ET.fromstring(staircase_svg.draw([odd]))  # noqa: S314
+    assert not list(svg.iter(f"{SVG}script"))
+
+
+def test_the_picture_goes_to_a_file(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keep(root, made(root, "full", 100.0))
+    assert run(root, "--format", "svg", "-o", str(root / "stairs.svg")) == exits.EXIT_DONE
+    assert capsys.readouterr().out == ""
+    assert (root / "stairs.svg").read_text().startswith("<svg")
+    assert run(root, "--format", "svg", "-o", str(root / "none" / "stairs.svg")) == exits.EXIT_USAGE
+    assert "cannot write" in capsys.readouterr().err
 
 
 def run(root: Path, *words: str) -> int:
@@ -258,7 +333,8 @@ def test_the_command(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "said"),
     [
         (["--card", "rtx409"], "rtx4090"),
-        (["--results", "/nowhere"], "--shapes waves"),
+        (["--results", "/nowhere"], "does not exist"),
+        (["--results", "."], "--shapes waves"),
     ],
 )
 def test_bad_input_is_one_line(

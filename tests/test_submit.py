@@ -19,7 +19,7 @@ from test_faults import expectation
 
 from runner import arguments, leaderboard, lint, load, pipeline, plan, record, submit
 from runner.cli import main
-from runner.schema import HIDDEN, Cell, Failed, Record, Status
+from runner.schema import DTYPES, HIDDEN, PROTOCOL, Cell, Failed, Record, Samples, Status, Timed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -191,6 +191,26 @@ def test_without_a_gpu_it_stops_after_correctness_and_says_what_remains(
     assert main([*words, "--device", "cuda:99"]) == 4  # it parses; there is no such GPU
 
 
+def test_what_remains_keeps_what_was_asked_for(folders: Folders, passed: Record) -> None:
+    limits = {"call_s": 7.5, "memory_bytes": int(0.3 * 2**30), "processes": 5}
+    request = replace(cpu_request(folders, SOURCE), limits=limits)
+    run = run_with(lambda _: passed)
+    report = submit.submit(request, "mine.py", lambda _: None, isolation="partial", run=run)
+    options = arguments.parse(shlex.split(report.lines[-2].partition("python -m runner ")[2]))
+    assert (options.timeout, int(options.memory * 2**30), options.ranked) == (
+        *tuple(limits.values())[:2],
+        True,
+    )
+    assert (options.results, options.solutions) == (folders.results, folders.solutions)
+    assert (options.dtype, options.math, options.require) == ("fp32,fp16", "tf32,fp32", "partial")
+    here = replace(
+        request, solutions=(submit.propose(SOURCE, PROBLEM.name, AUTHOR, None, ROOT / "solutions"),)
+    )
+    here = replace(here, results=ROOT / "results", limits={})
+    report = submit.submit(here, "mine.py", lambda _: None, run=run)
+    assert not re.search("--(results|solutions|require|ranked|memory|timeout)", report.lines[-2])
+
+
 #: name -> text and what its report has to hold; between them all that a contestant can do wrong
 REFUSED = {
     **{
@@ -205,22 +225,14 @@ REFUSED = {
 
 
 @pytest.fixture(scope="module")
-def judged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Record]:
-    """Have one judge look at all of them, and at one that is right, so as not to start a judge for each."""
+def passed(tmp_path_factory: pytest.TempPathFactory) -> Record:
+    """Have one right solution judged, to give its record to runs that start no judge."""
     folder = tmp_path_factory.mktemp("judged")
-    proposed = Folders(folder).propose()
-    texts = {**{name: text for name, (text, _) in REFUSED.items()}, proposed.name: proposed.source}
-    solutions = tuple(load.Solution(name, folder / f"{name}.py", text) for name, text in texts.items())
     cells = plan.plan_cells(PROBLEM, ["smoke/sparse"], ["fp32"], ["tf32"], "cpu", 128)
-    limits = {"build_s": 4.0, "call_s": 2.0, "memory_bytes": 2**29}
-    request = plan.Request(PROBLEM, solutions, cells, (), "cpu", folder / "results", limits=limits)
-    return {one.solution: one for one in pipeline.run(request, lambda _: None).records}
-
-
-@pytest.fixture
-def passed(judged: dict[str, Record]) -> Record:
-    assert judged["ask_the_layer"].status is Status.PASS
-    return judged["ask_the_layer"]
+    request = plan.Request(PROBLEM, (Folders(folder).propose(),), cells, (), "cpu", folder / "results")
+    (one,) = pipeline.run(request, lambda _: None).records
+    assert one.status is Status.PASS
+    return one
 
 
 def run_with(record_of: Callable[[Cell], Record]) -> submit.Run:
@@ -243,26 +255,25 @@ def cpu_request(folders: Folders, source: str) -> plan.Request:
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_submission_that_fails_leaves_both_folders_untouched(
-    name: str, folders: Folders, judged: dict[str, Record]
+    name: str, folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (source, expected), before = REFUSED[name], folders.snapshot()
-    seen: list[pipeline.Event] = []
-    run = run_with(lambda _: judged[name])
-    report = submit.submit(cpu_request(folders, source), "mine.py", seen.append, run=run)
+    file = tmp_path / "mine.py"
+    file.write_text(source)
+    assert folders.main(file, "--timeout", "2", "--memory", "0.5") == 1
+    said = capsys.readouterr()
     assert folders.snapshot() == before
-    assert len(seen) == len(report.records) == 1  # nothing is run after a failure
-    assert report.written == ()
-    first, second, third = report.lines
+    assert len(said.err.splitlines()) == 1  # nothing is run after a failure
+    first, second, third = said.out.splitlines()[-3:]
     assert first == f"before the first failure, of {CELLS} cells: none"
     assert second.startswith(f"smoke/sparse tf32: {expected}")
-    assert third.startswith("nothing is written; to see it again: python -m runner check mine.py")
+    assert third.startswith(f"nothing is written; to see it again: python -m runner check {file}")
+    assert third.endswith("--timeout 2 --memory 0.5")
 
 
-def test_each_status_of_a_fault_is_tried(judged: dict[str, Record]) -> None:
-    assert {one.status for one in judged.values()} == {
-        *(Status.PASS, Status.WRONG, Status.VIOLATION, Status.MISSING),
-        *(Status.TIMEOUT, Status.CRASH, Status.OOM, Status.BUILD),
-    }
+def test_every_status_against_a_file_is_tried() -> None:
+    on_the_cpu = {Status(expected.partition(":")[0]) for _, expected in REFUSED.values()}
+    assert {*on_the_cpu, *ON_A_GPU, *submit.ADMITTED} == set(Status)
 
 
 def test_a_file_that_covers_no_cell_is_bad_input(folders: Folders, passed: Record) -> None:
@@ -338,13 +349,24 @@ def test_bad_input_is_one_line(
     assert folders.snapshot() == before
 
 
-def on_a_gpu(passed: Record, failing: str = "", status: Status = Status.WRONG) -> submit.Run:
+#: Statuses of a GPU's times, or of the harness: made up, where all others are those of a judge.
+ON_A_GPU = (Status.INVALID, Status.ERROR)
+ROUNDS = 24
+
+
+def on_a_gpu(
+    passed: Record, failing: str = "", status: Status = Status.WRONG, level: str = "full"
+) -> submit.Run:
     """Return a run that gives each cell the record that passed, as if it was made on an H200."""
+    samples = [Samples(name, 1, (9.0,) * ROUNDS, (), 0.0, 0.0, 1.0, "cold") for name in ("solution", "cudnn")]
+    timed = Timed(tuple(samples), "cudnn", ROUNDS, 0, ROUNDS, 1.0)
+    isolation = {"level": level, "layers": [], "missing": [] if level == "full" else ["net", "ipc"]}
+    made = replace(passed, card="h200", environment={**passed.environment, "isolation": isolation})
 
     def one(cell: Cell) -> Record:
-        if f"{cell.sweep}/{cell.label}" != failing:
-            return replace(passed, card="h200")
-        return replace(passed, status=status, failed=Failed(status, "time", "values"), checked=None)
+        if failing and f"{cell.sweep}/{cell.label}".startswith(failing):
+            return replace(made, status=status, failed=Failed(status, "time", "values"), checked=None)
+        return replace(made, timed=None if cell.sweep in ("smoke", HIDDEN) else timed)
 
     return run_with(one)
 
@@ -372,9 +394,7 @@ def test_on_a_gpu_a_file_and_its_records_are_kept_and_go_to_the_table(
     boards, _ = leaderboard.read(folders.results, folders.root)
     assert {entry.stale for board in boards for _, entry in board.ranked} == {""}
     words = "\n".join(report.lines)
-    assert re.search(
-        f"^timed on h200: {len(records)} PASS, isolation (full|partial|none)$", words, re.MULTILINE
-    )
+    assert f"timed on h200: {len(records)} PASS, isolation full\n" in words
     assert "one process a cell (--ranked: in five)" in words
     assert f"leaderboard --write --results {folders.results}" in words
 
@@ -389,7 +409,7 @@ def test_the_same_text_may_come_again(folders: Folders, passed: Record) -> None:
 @pytest.mark.parametrize(
     ("failing", "command"), [("smoke/groups", "check mine.py"), ("kernelbench/81", "run --solution mine.py")]
 )
-@pytest.mark.parametrize("status", [Status.WRONG, Status.INVALID, Status.ERROR])
+@pytest.mark.parametrize("status", [Status.WRONG, *ON_A_GPU])
 def test_a_failure_on_a_gpu_keeps_nothing(
     failing: str, command: str, status: Status, folders: Folders, passed: Record
 ) -> None:
@@ -402,7 +422,71 @@ def test_a_failure_on_a_gpu_keeps_nothing(
     assert f"{failing} tf32: {status}: values" in report.lines
     assert f"to see it again: python -m runner {command}" in report.lines[-1]
     words = shlex.split(report.lines[-1].partition("python -m runner ")[2])
-    assert arguments.parse(words).shapes == [failing]
+    options = arguments.parse(words)
+    assert options.shapes == [failing]
+    assert words[0] == "check" or options.rerun  # a second time too, its own verdict counts
+
+
+def test_isolation_that_is_lost_before_the_times_counts(folders: Folders, passed: Record) -> None:
+    before = folders.snapshot()
+
+    def run(request: plan.Request, watch: Callable[[pipeline.Event], None]) -> pipeline.Outcome:
+        level = "partial" if request.baselines else "full"
+        return on_a_gpu(passed, level=level)(request, watch)
+
+    with pytest.raises(load.BadInput, match="isolation is 'partial' here"):
+        submit.submit(gpu_request(folders), "mine.py", lambda _: None, run=run)
+    assert folders.snapshot() == before
+
+
+def test_a_file_without_a_time_is_not_kept(folders: Folders, passed: Record) -> None:
+    before, request = folders.snapshot(), gpu_request(folders)
+    for status in (Status.UNSUPPORTED, Status.NOT_COVERED):
+        run = on_a_gpu(passed, "kernelbench/", status)
+        count = len([cell for cell in request.cells if cell.sweep == "kernelbench"])
+        said = rf"'mine.py' was timed in no cell \({count} {status}\), nothing is written: values"
+        with pytest.raises(load.BadInput, match=said):
+            submit.submit(request, "mine.py", lambda _: None, run=run)
+        assert folders.snapshot() == before
+
+
+def test_a_hidden_shape_that_passes_is_no_time(folders: Folders, passed: Record) -> None:
+    cells = plan.plan_cells(PROBLEM, (), ["fp32"], ["tf32"], "cuda:0", 128)
+    request = replace(gpu_request(folders), cells=cells[-2:])
+    assert [cell.sweep for cell in request.cells] == ["waves", HIDDEN]
+    before, run = folders.snapshot(), on_a_gpu(passed, "waves/", Status.UNSUPPORTED)
+    with pytest.raises(load.BadInput, match=r"in no cell \(1 UNSUPPORTED, 1 PASS\)"):
+        submit.submit(request, "mine.py", lambda _: None, run=run)
+    assert folders.snapshot() == before
+
+
+@pytest.mark.parametrize(
+    ("level", "least", "kept"),
+    [
+        ("partial", "full", False),
+        ("none", "partial", False),
+        ("partial", "partial", True),
+        ("full", "none", True),
+    ],
+)
+def test_times_below_full_isolation_are_kept_only_on_demand_and_never_ranked(
+    level: str, least: str, kept: bool, folders: Folders, passed: Record
+) -> None:
+    request, before, run = gpu_request(folders), folders.snapshot(), on_a_gpu(passed, level=level)
+    seen: list[pipeline.Event] = []
+    if not kept:
+        with pytest.raises(load.BadInput, match=f"'{level}' here, without net, ipc; .*--require {level}$"):
+            submit.submit(request, "mine.py", seen.append, isolation=least, run=run)
+        assert {event.job.cell.sweep for event in seen} == {"smoke", HIDDEN}  # told before minutes of timing
+        assert folders.snapshot() == before
+        return
+    report = submit.submit(request, "mine.py", seen.append, isolation=least, run=run)
+    assert f"isolation {level}" + (" (not ranked)" if level != "full" else "") in report.lines[1]
+    shutil.copytree(ROOT / "problems", folders.root / "problems")
+    boards, _ = leaderboard.read(folders.results, folders.root)
+    flags = {flag for board in boards for _, entry in board.ranked for flag in entry.flags}
+    assert flags == (set() if level == "full" else {f"not_ranked: isolation {level}"})
+    assert all(bool(entry.compared) is (level == "full") for board in boards for _, entry in board.ranked)
 
 
 def test_a_dry_run_on_a_gpu_stops_after_correctness(folders: Folders, passed: Record) -> None:
@@ -488,13 +572,28 @@ def test_a_results_folder_in_use_keeps_nothing(folders: Folders, passed: Record)
     assert folders.snapshot() == before
 
 
-ANSWER = '''"""Ask the layer."""
+ANSWER = '''"""Ask the layer, and copy what it says."""
 import torch
 import torch.nn as nn
 import triton
 import triton.language as tl
 
-''' + SOURCE.partition("from torch import nn\n\n")[2]
+
+@triton.jit
+def copy_kernel(x, y, n, BLOCK: tl.constexpr):
+    o_n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(y + o_n, tl.load(x + o_n, mask=o_n < n), mask=o_n < n)
+
+
+def copied(x):
+    y = torch.empty_like(x)
+    copy_kernel[(triton.cdiv(x.numel(), 256),)](x, y, x.numel(), BLOCK=256)
+    return y
+
+
+''' + SOURCE.partition("from torch import nn\n\n")[2].replace(
+    "return self.layer(x)\n", "y = self.layer(x)\n        return copied(y)\n"
+)
 SPARSE = ("--shapes", "smoke/sparse", "--dtype", "fp32", "--math", "tf32", "--device", "cpu")
 
 
@@ -521,6 +620,7 @@ def test_check_holds_a_file_against_the_owners_rules_on_demand(
     assert main(["check", str(file), "--problem", PROBLEM.name, *SPARSE, *rules]) == code
     said = capsys.readouterr().out
     assert ("error [nothing-else]" in said) is bool(code)
+    assert ("advice [nothing-else]" in said) is (not rules)
     assert "1 of 1 cells pass" in said
 
 
@@ -561,31 +661,140 @@ def test_an_answer_is_not_run_on_demand_and_where_it_breaks_a_rule(
     assert "correctness" not in said
 
 
+#: The first that a problem has: sides, strides, pads and dilations differ by axis, or groups by channel.
+SHARP = ("asymmetric", "groups")
+
+
 @pytest.mark.parametrize(
     "problem", sorted(path.name for path in (ROOT / "solutions").iterdir() if path.is_dir())
 )
 def test_every_solution_in_the_repository_is_correct(problem: str, tmp_path: Path) -> None:
     found = load.find_problem(problem)
     solutions = tuple(load.find_solution(name, problem) for name in load.solution_names(problem))
-    cells = plan.plan_cells(found, (), ["fp32"], ["tf32"], "cpu", 128)
+    sharp = next(f"smoke/{label}" for label in SHARP if label in found.sweeps(128)["smoke"])
+    cells = (
+        *plan.plan_cells(found, (), ["fp32"], ["tf32"], "cpu", 128),
+        *plan.plan_cells(found, [sharp], DTYPES, ["fp32"], "cpu", 128),
+    )
+    assert {cell.arithmetic for cell in cells} == set(arguments.ARITHMETICS)
     request = plan.Request(found, solutions, cells, (), "cpu", tmp_path / "results")
     records = pipeline.run(request, lambda _: None).records
     assert [one for one in records if one.status not in submit.ADMITTED] == []
 
 
-def committed() -> Iterator[tuple[Path, Record]]:
-    for path in sorted((ROOT / "results").glob("*/*/*.jsonl")):
-        records, problems = record.read(path)
-        assert problems == []
-        yield from ((path, one) for one in records)
+def complaints(root: Path) -> list[str]:
+    """Say which records of the present protocol are neither of the files under a folder nor stale on a board.
+
+    An edit makes records stale, and the board shows that; but a file has records of its text or none at all.
+    """
+    boards, said = leaderboard.read(root / "results", root)
+    entries = [(board.problem, entry) for board in boards for _, entry in board.ranked]
+    stale = {(problem, entry.solution, entry.digest) for problem, entry in entries if entry.stale}
+    files: dict[tuple[str, str], list[Record]] = {}
+    for path in sorted((root / "results").glob("*/*/*.jsonl")):
+        for one in record.read(path)[0]:
+            if path != record.results_path(root / "results", one.card, one.problem, one.solution):
+                said.append(f"{path}: a record of {one.solution} for {one.problem} on {one.card}")
+            elif one.protocol == PROTOCOL:
+                files.setdefault((one.problem, one.solution), []).append(one)
+    return [*said, *(f"{file}: {why}" for file in files for why in foreign(*file, files[file], stale, root))]
 
 
-def test_a_committed_record_is_of_the_file_in_solutions_or_stale() -> None:
-    boards, _ = leaderboard.read(ROOT / "results")
-    entries = [entry for board in boards for _, entry in board.ranked]
-    stale = {(entry.solution, entry.digest) for entry in entries if entry.stale}
-    for path, one in committed():
-        assert path == record.results_path(ROOT / "results", one.card, one.problem, one.solution)
-        if one.card != "cpu" and one.solution in load.solution_names(one.problem):
-            current = load.find_solution(one.solution, one.problem).digest
-            assert one.solution_digest == current or (one.solution, one.solution_digest) in stale
+def foreign(
+    problem: str, name: str, records: list[Record], stale: set[tuple[str, str, str]], root: Path
+) -> Iterator[str]:
+    """Say what of a solution's records is not of its file."""
+    if problem not in load.problem_names(root) or name not in load.solution_names(problem, root):
+        yield "has records, but there is no such file"
+        return
+    digests = {
+        each: load.find_solution(each, problem, root).digest for each in load.solution_names(problem, root)
+    }
+    mine, now = digests.pop(name), load.find_problem(problem, root).digest
+    current = [one for one in records if (one.solution_digest, one.problem_digest) == (mine, now)]
+    author = lint.read_header(load.find_solution(name, problem, root).source).author
+    if not current:
+        yield "no record is of the present texts: time it anew, or take its records away"
+    if any(one.author != author for one in current):
+        yield f"a record is not by '{author}'"
+    for one in records:
+        if one.solution_digest != mine and one.solution_digest in digests.values():
+            yield "a record is of another file"
+        elif one not in current and (problem, name, one.solution_digest) not in stale:
+            yield f"a record of {one.solution_digest} is not shown as stale"
+
+
+def test_committed_records_are_of_the_files_beside_them_or_stale() -> None:
+    assert complaints(ROOT) == []
+
+
+EDITED = "# edited\n"
+
+
+def remove(folders: Folders, _: Record) -> None:
+    folders.propose().path.unlink()
+
+
+def edit(folders: Folders, _: Record) -> None:
+    with folders.propose().path.open("a") as file:
+        file.write(EDITED)
+
+
+def edit_the_problem(folders: Folders, _: Record) -> None:
+    with (folders.root / "problems" / f"{PROBLEM.name}.py").open("a") as file:
+        file.write(EDITED)
+
+
+def edit_and_time(folders: Folders, one: Record) -> None:
+    edit(folders, one)
+    text = load.find_solution(one.solution, one.problem, folders.root)
+    add(folders, replace(one, solution_digest=text.digest))
+
+
+def borrow(folders: Folders, one: Record) -> None:
+    add(folders, replace(one, solution_digest=load.find_solution("other", one.problem, folders.root).digest))
+
+
+def disown(folders: Folders, one: Record) -> None:
+    add(folders, replace(one, author="", time_utc="2999"))
+
+
+def misplace(folders: Folders, one: Record) -> None:
+    add(folders, one, "another")
+
+
+def forget(folders: Folders, one: Record) -> None:
+    """Keep a record of an old text that no board shows."""
+    add(folders, replace(one, card="cpu", solution_digest="0" * 64))
+
+
+def add(folders: Folders, one: Record, name: str | None = None) -> None:
+    record.append(record.results_path(folders.results, one.card, one.problem, name or one.solution), one)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda *_: None, None),
+        (edit_and_time, None),
+        (remove, "no such file"),
+        (edit, "no record is of the present texts"),
+        (edit_the_problem, "no record is of the present texts"),
+        (borrow, "of another file"),
+        (disown, f"is not by '{AUTHOR}'"),
+        (misplace, "another.jsonl: a record of ask_the_layer"),
+        (forget, "not shown as stale"),
+    ],
+)
+def test_committed_records_of_no_file_or_of_another_are_found(
+    change: Callable[[Folders, Record], None], complaint: str | None, folders: Folders, passed: Record
+) -> None:
+    (folders.results / "h200" / PROBLEM.name / "other.jsonl").unlink()
+    (folders.root / "problems").mkdir()
+    shutil.copy(PROBLEM.path, folders.root / "problems")
+    solution = folders.propose()
+    solution.path.write_bytes(solution.source.encode())
+    add(folders, replace(passed, card="h200"))
+    change(folders, replace(passed, card="h200"))
+    said = complaints(folders.root)
+    assert said == [] if complaint is None else any(complaint in one for one in said)

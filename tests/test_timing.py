@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 from typing import Any
 
-from runner import load
+import pytest
+
+from runner import load, measure
 from runner.channel import Frame, Kind
+from runner.judge.bench import Limits
 from runner.judge.contestants import Foul
 from runner.judge.timing import Timing
 from runner.schema import Kernel, Status
@@ -64,3 +68,23 @@ def test_a_lost_process_is_asked_no_more() -> None:
 
 def test_a_solution_without_a_trace_says_so() -> None:
     assert name({"solution": [NONE]})[2] == ["untraced"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "flags"), [(0, 0, []), (1, 0, ["other_processes"]), (0, 2, ["other_processes"])]
+)
+def test_a_stranger_is_seen_who_comes_before_the_rounds_or_during_them(
+    before: int, after: int, flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = iter([before, "rounds", after])
+
+    def strangers(ours: set[int]) -> object:
+        assert ours == {os.getpid(), 41, 42}
+        return next(looks)
+
+    monkeypatch.setattr(measure, "measure", lambda *_, **__: next(looks))
+    company = SimpleNamespace(limits=Limits(), pids=[41, 42])
+    bench: Any = SimpleNamespace(machine=SimpleNamespace(strangers=strangers))
+    timing = Timing(company, None, None, [])  # type: ignore[arg-type]
+    assert timing._measure(bench, (), (), ()) == "rounds"  # type: ignore[comparison-overlap]
+    assert timing.flags == flags

@@ -11,7 +11,10 @@ import difflib
 import importlib
 import pkgutil
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 #: The guide: the same for every compute capability from 8.0 to 12.x.
 WARP_THREADS = 32
@@ -19,6 +22,9 @@ MAX_THREADS_PER_PROGRAM = 1024
 MAX_REGISTERS_PER_THREAD = 255
 #: What CUDA keeps of each program's shared memory (the tuning guides for Ampere, Ada, Hopper and Blackwell).
 RESERVED_SHARED_BYTES = 1024
+
+#: A driver keeps some memory for itself, and some cards keep more of it for error correction.
+_MEMORY_SHARE = 0.9
 
 KIB = 2**10
 MIB = 2**20
@@ -33,7 +39,8 @@ class Card:
     names the driver reports; `shared_bytes_per_program` is the opt-in limit.
     A GB/s is 1e9 bytes a second; `l2_gb_per_s` is None unless a published figure covers reads and writes
     together. `peak_tflops` maps an arithmetic (`fp32` on CUDA cores; `tf32`, `fp16`, `bf16` on tensor cores)
-    to 1e12 operations a second, dense, accumulated in fp32.
+    to 1e12 operations a second, dense, accumulated in fp32; `fp8`, and `fp16_acc16` that accumulates in
+    fp16, are there where NVIDIA publishes them.
     """
 
     name: str
@@ -66,13 +73,23 @@ def card_names() -> tuple[str, ...]:
 
 
 def load_card(name: str) -> Card:
-    """Import one card. Raises ValueError, with the nearest names, when there is none of that name."""
+    """Import one card by its name.
+
+    Raises ValueError for any other, with the card whose driver gives that name, or the nearest ones.
+    """
     names = card_names()
     if name not in names:
-        near = difflib.get_close_matches(name.lower(), names) or names
+        worn = [known for known in names if name in load_card(known).driver_names]
+        near = worn or difflib.get_close_matches(name.lower(), names) or names
         raise ValueError(f"unknown card {name!r}: did you mean {' or '.join(near)}?")
     card: Card = importlib.import_module(f"{__name__}.{name}").CARD
     return card
+
+
+def counter_names(chip: str) -> frozenset[str]:
+    """Return the base names of a chip's counters, as `ncu --query-metrics --chip` lists them."""
+    file = Path(__file__).parent / f"ncu_metrics_{chip}.txt"
+    return frozenset(file.read_text().split())
 
 
 def find_card(folder: str) -> Card | None:
@@ -82,6 +99,28 @@ def find_card(folder: str) -> Card | None:
         return None
     card = load_card(name)
     return dataclasses.replace(card, sms=int(part.removesuffix("sm"))) if part else card
+
+
+def disagreements(card: Card, device: Mapping[str, Any]) -> list[str]:
+    """Say where what a driver tells of a device is not what its card says: `bytes of L2 1024, not 2048`.
+
+    `device` has names and units of a record's environment; what it lacks is not compared.
+    """
+    told = {
+        "sms": ("SMs", card.sms),
+        "l2_bytes": ("bytes of L2", card.l2_bytes),
+        "shared_bytes_per_sm": ("bytes of shared memory per SM", card.shared_bytes_per_sm),
+        "capability": ("capability", "{}.{}".format(*card.compute_capability)),
+    }
+    found = [
+        f"{what} {device[name]}, not {value}"
+        for name, (what, value) in told.items()
+        if name in device and device[name] != value
+    ]
+    memory_bytes, expected = device.get("memory_bytes", card.memory_bytes), card.memory_bytes
+    if not _MEMORY_SHARE * expected <= memory_bytes <= expected / _MEMORY_SHARE:
+        found.append(f"bytes of memory {memory_bytes}, not {expected}")
+    return found
 
 
 def card_for_device(driver_name: str, sms: int) -> Card | None:

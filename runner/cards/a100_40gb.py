@@ -29,5 +29,6 @@ CARD = Card(
         "tf32": 156.0,  # whitepaper
         "fp16": 312.0,  # whitepaper
         "bf16": 312.0,  # whitepaper
+        "fp16_acc16": 312.0,  # whitepaper: as with fp32 accumulation
     },
 )

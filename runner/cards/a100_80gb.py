@@ -29,5 +29,6 @@ CARD = Card(
         "tf32": 156.0,  # data sheet, without sparsity
         "fp16": 312.0,  # data sheet, without sparsity
         "bf16": 312.0,  # data sheet, without sparsity
+        "fp16_acc16": 312.0,  # whitepaper: as with fp32 accumulation
     },
 )

@@ -30,5 +30,6 @@ CARD = Card(
         "tf32": 1100.0,  # data sheet: 2.2 PFLOPS with sparsity
         "fp16": 2250.0,  # data sheet: 4.5 PFLOPS with sparsity
         "bf16": 2250.0,  # data sheet: 4.5 PFLOPS with sparsity
+        "fp8": 4500.0,  # data sheet: 9 PFLOPS with sparsity
     },
 )

@@ -29,5 +29,7 @@ CARD = Card(
         "tf32": 378.0,  # data sheet: 756 with sparsity
         "fp16": 756.5,  # data sheet: 1513 with sparsity
         "bf16": 756.5,  # data sheet: 1513 with sparsity
+        "fp16_acc16": 756.5,  # whitepaper: as with fp32 accumulation
+        "fp8": 1513.0,  # data sheet: 3026 with sparsity
     },
 )

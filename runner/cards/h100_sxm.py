@@ -29,5 +29,7 @@ CARD = Card(
         "tf32": 494.7,  # whitepaper
         "fp16": 989.4,  # whitepaper
         "bf16": 989.4,  # whitepaper
+        "fp16_acc16": 989.4,  # whitepaper: as with fp32 accumulation
+        "fp8": 1978.9,  # whitepaper
     },
 )

@@ -30,5 +30,7 @@ CARD = Card(
         "tf32": 494.7,  # whitepaper; data sheet: 989 with sparsity
         "fp16": 989.4,  # whitepaper; data sheet: 1979 with sparsity
         "bf16": 989.4,  # whitepaper; data sheet: 1979 with sparsity
+        "fp16_acc16": 989.4,  # whitepaper: as with fp32 accumulation
+        "fp8": 1978.9,  # whitepaper; data sheet: 3958 with sparsity
     },
 )

@@ -29,5 +29,6 @@ CARD = Card(
         "tf32": 183.0,  # data sheet, without sparsity
         "fp16": 362.05,  # data sheet, without sparsity
         "bf16": 362.05,  # data sheet, without sparsity
+        "fp8": 733.0,  # data sheet, without sparsity
     },
 )

@@ -27,7 +27,8 @@ CARD = Card(
     peak_tflops={
         "fp32": 35.6,  # whitepaper, at the boost clock of 1695 MHz
         "tf32": 35.6,  # whitepaper
-        "fp16": 71.0,  # whitepaper; 142 is with fp16 accumulation
+        "fp16": 71.0,  # whitepaper
         "bf16": 71.0,  # whitepaper
+        "fp16_acc16": 142.0,  # whitepaper
     },
 )

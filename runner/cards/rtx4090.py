@@ -27,7 +27,9 @@ CARD = Card(
     peak_tflops={
         "fp32": 82.6,  # whitepaper, at the boost clock of 2520 MHz
         "tf32": 82.6,  # whitepaper
-        "fp16": 165.2,  # whitepaper; 330.3 is with fp16 accumulation
+        "fp16": 165.2,  # whitepaper
         "bf16": 165.2,  # whitepaper
+        "fp16_acc16": 330.3,  # whitepaper
+        "fp8": 330.3,  # whitepaper; 660.6 is with fp16 accumulation
     },
 )

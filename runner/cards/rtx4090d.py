@@ -29,5 +29,7 @@ CARD = Card(
         "tf32": 73.5,  # the RTX 4090's rate per SM and clock: 256
         "fp16": 147.1,  # the RTX 4090's rate per SM and clock: 512
         "bf16": 147.1,  # the RTX 4090's rate per SM and clock: 512
+        "fp16_acc16": 294.2,  # the RTX 4090's rate per SM and clock: 1024
+        "fp8": 294.2,  # the RTX 4090's rate per SM and clock: 1024
     },
 )

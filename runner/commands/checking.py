@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,24 +15,33 @@ from runner.commands import exits, progress, words
 from runner.lint import Finding
 from runner.load import Problem, Solution
 from runner.pipeline import Outcome
-from runner.schema import Record
+from runner.schema import Record, Status
 
 
 def check(options: argparse.Namespace) -> int:
     """Findings and correctness; exit code 1 for a failed cell, and for a broken rule of the owner's."""
     problem = load.find_problem(options.problem)
     solution = load.find_solution(words.as_path(options.file), problem.name)
-    findings = lint.lint(solution.source, output_rules.CHECKS if options.rules else ())
+    words.cells_of(options, problem)  # what cannot be is said before any finding
+    findings = output_rules.findings(solution.source, bind=bool(options.rules))
     _show_findings(options.file, findings)
     begun = time.monotonic()
     outcome = correctness(options, problem, solution)
-    failed = [r for r in outcome.records if r.failed]
-    for one in failed:
-        print(_failure(one))
-    passed, all_of = len(outcome.records) - len(failed), len(outcome.records)
-    print(f"{passed} of {all_of} cells pass in {time.monotonic() - begun:.0f} s")
+    for one in outcome.records:
+        if one.failed and one.failed.stage != pipeline.TEXT:  # that is among the findings
+            print(_failure(one))
+    print(f"{_tally(outcome.records)} in {time.monotonic() - begun:.0f} s")
     refused = any(finding.severity == lint.ERROR for finding in findings)
     return exits.of_records(outcome.records) or (exits.EXIT_FAILED if refused else exits.EXIT_DONE)
+
+
+def _tally(records: Sequence[Record]) -> str:
+    """Count cells; one that the solution does not cover has neither passed nor failed."""
+    counts = Counter(one.status for one in records)
+    beside = {Status.NOT_COVERED: "not covered", Status.UNSUPPORTED: "unsupported"}
+    judged = len(records) - sum(counts[status] for status in beside)
+    told = [f"{counts[status]} {name}" for status, name in beside.items() if counts[status]]
+    return ", ".join([f"{counts[Status.PASS]} of {judged} cells pass", *told])
 
 
 def _show_findings(file: str, findings: Sequence[Finding]) -> None:
@@ -65,6 +75,7 @@ def submit_file(options: argparse.Namespace) -> int:
     """Judge a file from outside and keep it with its records, or refuse it in plain words."""
     file, problem = words.as_path(options.file), submit.find_problem(options.problem)
     source = load.read_source(Path(file))
+    words.cells_of(options, problem)
     findings = submit.findings(source)
     _show_findings(options.file, findings)
     if any(finding.severity == lint.ERROR for finding in findings):
@@ -72,7 +83,7 @@ def submit_file(options: argparse.Namespace) -> int:
         return exits.EXIT_FAILED
     solution = submit.propose(source, problem.name, options.author, options.name, options.solutions)
     request = words.request_of(options, problem, [solution])
-    outcome = submit.submit(request, file, progress.plain, dry_run=options.dry_run)
+    outcome = submit.submit(request, file, progress.plain, dry_run=options.dry_run, isolation=options.require)
     if outcome.written:
         print(report.table(outcome.records, "table"))
     print("\n".join(outcome.lines))
@@ -88,6 +99,8 @@ def admit_problem(options: argparse.Namespace) -> int:
     cells = plan.plan_cells(problem, options.shapes, dtypes, maths, device, sms)
     if options.output is not None:
         admit.keep(options.output, [])  # whoever cannot write should hear it before, not after
+        asked, cells = len(cells), admit.left(options.output, problem, cells)
+        print(f"{asked - len(cells)} of {asked} cells are on record as admitted", file=sys.stderr)
     found = []
     for one in admit.admit(problem, cells, device):
         found.append(one)

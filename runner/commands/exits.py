@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from runner import devices, gpu_lock, ncu, pipeline, record
+from runner import devices, gpu_lock, judge_process, ncu, pipeline, record
 from runner.load import BadInput
 from runner.schema import HARMLESS, Record, Status
 
@@ -16,6 +16,7 @@ _CODES: dict[type[Exception], int] = {
     ncu.NoCounters: EXIT_DEVICE,
     gpu_lock.DeviceBusy: EXIT_DEVICE,
     pipeline.HarnessFailure: EXIT_HARNESS,
+    judge_process.JudgeDied: EXIT_HARNESS,
     record.ResultsUnwritable: EXIT_HARNESS,
     record.ResultsBusy: EXIT_HARNESS,
 }

@@ -11,7 +11,6 @@ from runner import (
     cards,
     explain,
     explain_table,
-    load,
     observe,
     plan,
     profile_table,
@@ -27,12 +26,9 @@ def explain_launches(options: argparse.Namespace) -> int:
     """Tell all that can be known of each launch without the card."""
     problem, solutions = words.chosen(options)
     chosen = list(dict.fromkeys(options.card or [plan.TARGET_CARD]))
-    for name in chosen:
-        if name not in cards.card_names():
-            raise load.unknown("card", name, cards.card_names())
-    targets = [cards.load_card(name) for name in chosen]
+    targets = [words.card(name) for name in chosen]
     dtypes, maths = words.arithmetics(options)
-    shapes = options.shapes or ["kernelbench"]
+    shapes = options.shapes or [plan.first_sweep(problem, targets[0].sms)]
     cells = plan.plan_cells(problem, shapes, dtypes, maths, "cpu", targets[0].sms)
     folders = [options.results / card / problem.name for card in chosen]
     files = [folder / f"{solution.name}.jsonl" for folder in folders for solution in solutions]
@@ -47,7 +43,8 @@ def profile_launches(options: argparse.Namespace) -> int:
     problem, solutions = words.chosen(options)
     dtypes, maths = words.arithmetics(options)
     sms = cards.load_card(plan.TARGET_CARD).sms
-    cells = plan.plan_cells(problem, options.shapes or ["kernelbench"], dtypes, maths, "cuda", sms)
+    shapes = options.shapes or [plan.first_sweep(problem, sms)]
+    cells = plan.plan_cells(problem, shapes, dtypes, maths, "cuda", sms)
     of_stage = prompt.find_stage(options.stage).metrics if options.stage else ()
     named = [name.strip() for name in options.metrics.split(",") if name.strip()]
     metrics = profiling.wanted([one.name for one in of_stage], named)
@@ -58,11 +55,11 @@ def profile_launches(options: argparse.Namespace) -> int:
     print("solutions run unconfined, with your rights: profile only files that you trust", file=sys.stderr)
     if options.against_explain:
         reports = agreement.compare(problem, solutions, cells, options.timeout)
-        text = profile_table.differences(reports)
+        text = profile_table.differences(reports, options.format)
     else:
         each = (profiling.profile(problem, one, cells, settings, options.results) for one in solutions)
         reports = [report for found in each for report in found]
-        text = profile_table.table(reports)
+        text = profile_table.table(reports, options.format)
     data = json.dumps(reports[0] if len(reports) == 1 else reports, indent=1)
     print(data if options.format == "json" else text)
     if options.output is not None:

@@ -11,6 +11,7 @@ from runner.commands import exits
 
 def run_selftest(options: argparse.Namespace) -> int:
     """Run the parts named and mark what passes."""
+    selftest.require_parts(options.part)
     device = devices.choose(options.device)
     if device == "cpu":
         raise devices.NoDevice("selftest times kernels: it needs a CUDA device; see `doctor`")

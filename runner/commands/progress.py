@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from runner.pipeline import Event
+from runner.pipeline import TEXT, Event
 
 
 def watcher(device: str) -> Callable[[Event], None]:
@@ -31,10 +31,10 @@ def watcher(device: str) -> Callable[[Event], None]:
 
 
 def plain(event: Event) -> None:
-    """Print a line for each new record."""
-    if event.record is None or event.resumed:
-        return
+    """Print a line for each new record; what is wrong with a text was said once, before them all."""
     job, made = event.job, event.record
+    if made is None or event.resumed or (made.failed and made.failed.stage == TEXT):
+        return
     reason = f": {made.failed.reason}" if made.failed else ""
     place = f"{job.solution.name} {job.cell.sweep}/{job.cell.label} {job.cell.arithmetic}"
     print(f"[{event.index + 1}/{event.total}] {place} {made.status}{reason}", file=sys.stderr)

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 
 from runner import answer, load, prompt
-from runner.commands import exits
+from runner.commands import exits, words
 from runner.commands.checking import correctness
 from runner.load import BadInput
 
 
 def prompt_page(options: argparse.Namespace) -> int:
     """Print the page, or judge an answer to it."""
+    dtype, math = ("fp32,fp16", "tf32,fp32") if options.answer else ("fp32", "tf32")
+    options.dtype = dtype if options.dtype is None else options.dtype
+    options.math = math if options.math is None else options.math
+    dtypes, maths = words.arithmetics(options)
     if options.answer:
         return _answer(options)
     missing = [name for name in ("problem", "solution", "stage") if getattr(options, name) is None]
     if missing:
         raise BadInput(f"a prompt needs --{', --'.join(missing)}")
+    for name in ("device", "memory"):
+        if getattr(options, name) is not None:
+            raise BadInput(f"--{name} is for --answer: a page runs nothing on a device")
     problem = load.find_problem(options.problem)
     solution = load.find_solution(options.solution, problem.name)
     print(
@@ -27,7 +35,10 @@ def prompt_page(options: argparse.Namespace) -> int:
             prompt.find_stage(options.stage),
             prompt.find_card(options.card),
             shapes=options.shapes,
+            dtypes=dtypes,
+            maths=maths,
             profile=options.profile,
+            feedback=options.feedback,
             results=options.results,
             predict_s=None if options.no_run else options.timeout,
         )
@@ -39,11 +50,13 @@ def _answer(options: argparse.Namespace) -> int:
     """Feedback on a model's reply: findings, and what the judge says where the rules are kept."""
     reply = load.read_source(options.answer)
     judged, code = answer.judge(reply), exits.EXIT_FAILED
-    if not judged["refused"]:
+    if not judged.refused:
         code = exits.EXIT_DONE
         if options.problem and not options.no_run:
             solution = load.Solution("answer", options.answer, answer.last_block(reply) or "")
             outcome = correctness(options, load.find_problem(options.problem), solution)
-            judged["correctness"], code = answer.feedback(outcome.records), exits.of_records(outcome.records)
-    print(json.dumps(judged, indent=1))
+            judged = dataclasses.replace(judged, correctness=answer.correctness(outcome.records))
+            code = exits.of_records(outcome.records)
+    told = {name: value for name, value in dataclasses.asdict(judged).items() if value is not None}
+    print(json.dumps(told, indent=1))
     return code

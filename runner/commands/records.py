@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from runner import (
     export,
@@ -15,29 +16,41 @@ from runner import (
     record,
     selftest,
     staircase,
+    staircase_svg,
     standings,
 )
 from runner.commands import exits
 from runner.load import BadInput
 
 
+def _require_folder(results: Path) -> None:
+    if not results.is_dir():
+        what = "is no folder" if results.exists() else "does not exist"
+        raise BadInput(f"--results '{results}' {what}: name a folder that runs have written to")
+
+
 def import_file(options: argparse.Namespace) -> int:
     """Sort the records of a file into the results."""
     try:
+        options.file.open("rb").close()  # what is wrong with it is no matter of who holds the results
         with record.lock_results(options.results):
             added, skipped, problems = record.import_file(options.file, options.results)
     except OSError as error:
         raise BadInput(f"cannot read '{options.file}': {error.strerror}") from error
+    if not added and not skipped:
+        first = f"its first line is none ({problems[0]})" if problems else "it is empty"
+        raise BadInput(f"'{options.file}' has no records, {first}: name a file that a run wrote with -o")
     for line in problems:
         print(f"warning: {line}", file=sys.stderr)
     print(f"{added} records added, {skipped} were there already, {len(problems)} lines are no records")
-    return exits.EXIT_USAGE if problems and not added and not skipped else exits.EXIT_DONE
+    return exits.EXIT_DONE
 
 
 def show_boards(options: argparse.Namespace) -> int:
     """Rank what is recorded; write it into the README or hold that against it."""
     if (options.format == "html") != (options.output is not None):
         raise BadInput("--format html and -o DIR go together: the page is DIR/index.html")
+    _require_folder(options.results)
     boards, problems = leaderboard.read(options.results)
     for line in problems:
         print(f"warning: {line}", file=sys.stderr)
@@ -88,6 +101,7 @@ def show_staircase(options: argparse.Namespace) -> int:
     problem = load.find_problem(options.problem)
     names = options.solution or load.solution_names(problem.name)
     solutions = [load.find_solution(name, problem.name) for name in names]
+    _require_folder(options.results)
     found = staircase.read(options.results, problem, solutions)
     if not found:
         raise BadInput(
@@ -97,5 +111,17 @@ def show_staircase(options: argparse.Namespace) -> int:
     known = {one.card for one in found}
     if options.card not in (None, *known):
         raise load.unknown("card with timed records of the sweep `waves`", options.card, known)
-    print(staircase.show([one for one in found if options.card in (None, one.card)], options.format))
+    shown = [one for one in found if options.card in (None, one.card)]
+    text = staircase_svg.draw(shown) if options.format == "svg" else staircase.show(shown, options.format)
+    if options.output is None:
+        print(text)
+    else:
+        _write(options.output, text)
     return exits.EXIT_DONE
+
+
+def _write(output: Path, text: str) -> None:
+    try:
+        output.write_text(f"{text}\n")
+    except OSError as error:
+        raise BadInput(f"cannot write '{output}': {error.strerror}") from error

@@ -5,11 +5,17 @@ from __future__ import annotations
 import argparse
 import sys
 
-from runner import compare, load, pipeline, plan, report
+from runner import compare, load, pipeline, plan, report, selftest
 from runner.commands import exits, progress, words
-from runner.load import BadInput
+from runner.load import BadInput, Solution
 from runner.plan import Request
 from runner.schema import Cell
+
+#: Rule of `lint` -> what to do where a text breaks it.
+_REMEDIES = {
+    "syntax": f"it has to be Python {sys.version_info.major}.{sys.version_info.minor}",
+    "no-model": "give that name to the class that is to be judged",
+}
 
 
 def run(options: argparse.Namespace) -> int:
@@ -20,6 +26,8 @@ def run(options: argparse.Namespace) -> int:
         raise BadInput(f"-o '{request.output}' is a directory: name a .jsonl file")
     if options.dry_run:
         return _dry_run(request)
+    for solution in solutions:
+        _tell_flaw(solution)
     outcome = pipeline.run(request, progress.watcher(request.device))
     for line in outcome.problems:
         print(f"warning: {line}", file=sys.stderr)
@@ -28,7 +36,24 @@ def run(options: argparse.Namespace) -> int:
         print(report.summary(outcome.records, options.format))
     if outcome.left:
         print(f"stopped by the budget with {outcome.left} cells left: run again to go on", file=sys.stderr)
+    elif outcome.resumed == len(outcome.records):
+        print(
+            f"{outcome.resumed} cells are recorded already, nothing to run: --rerun runs them again",
+            file=sys.stderr,
+        )
     return exits.of_records(outcome.records)
+
+
+def _tell_flaw(solution: Solution) -> None:
+    """Say once what will stand in every cell of a solution whose text cannot be run."""
+    error = pipeline.flaw(solution)
+    if error is None:
+        return
+    remedy = _REMEDIES.get(error.rule, "mend the line")
+    print(
+        f"error: '{solution.path}' line {error.line}: {error.message}: {remedy}; its cells are all BUILD",
+        file=sys.stderr,
+    )
 
 
 def _dry_run(request: Request) -> int:
@@ -46,14 +71,20 @@ def _dry_run(request: Request) -> int:
 
 
 def compare_two(options: argparse.Namespace) -> int:
-    """Time two solutions in the same rounds."""
+    """Time two solutions in the same rounds; what is asked for in a file is there as soon as it is known."""
     problem = load.find_problem(options.problem)
     mine, other = (load.find_solution(name, problem.name) for name in (options.solution, options.other))
     request = words.request_of(options, problem, [mine])
+    if options.output is not None:
+        selftest.append(options.output, [])  # whoever cannot write should hear it before, not after
 
     def watch(cell: Cell) -> None:
         print(f"{cell.sweep}/{cell.label} {cell.arithmetic}", file=sys.stderr)
 
-    rows = [compare.row(duel) for duel in compare.compare(request, other, watch)]
+    rows = []
+    for duel in compare.compare(request, other, watch):
+        rows.append(compare.row(duel))
+        if options.output is not None:
+            selftest.append(options.output, rows[-1:])
     print(compare.table(rows, options.format))
     return exits.EXIT_DONE if all(one["status"] == "PASS" for one in rows) else exits.EXIT_FAILED

@@ -6,36 +6,44 @@ import argparse
 from collections.abc import Sequence
 
 from runner import cards, devices, load, plan
+from runner.cards import Card
 from runner.load import BadInput, Problem, Solution
 from runner.plan import Request
-from runner.schema import DTYPES, MATHS
-
-
-def _choices(kind: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
-    """Split a list of names at its commas. Raises BadInput for one that is not known."""
-    chosen = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-    for name in chosen or ("",):
-        if name not in known:
-            raise load.unknown(kind, name, known)
-    return chosen
+from runner.schema import Cell
 
 
 def arithmetics(options: argparse.Namespace) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the dtypes and the maths that are named. Raises BadInput for one that is not known."""
-    return _choices("dtype", options.dtype, DTYPES), _choices("math", options.math, MATHS)
+    return plan.arithmetics(_parts(options.dtype), _parts(options.math))
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def card(name: str) -> Card:
+    """Find a card by its name. Raises BadInput, which names the card of a device's name."""
+    try:
+        return cards.load_card(name)
+    except ValueError as error:
+        raise BadInput(str(error)) from None
+
+
+def cells_of(options: argparse.Namespace, problem: Problem) -> tuple[str, tuple[Cell, ...]]:
+    """Return the device and the cells that are asked for. Raises BadInput and NoDevice."""
+    dtypes, maths = arithmetics(options)
+    sms = card(options.card or plan.TARGET_CARD).sms
+    device = devices.choose(options.device)
+    return device, plan.plan_cells(problem, options.shapes, dtypes, maths, device, sms)
 
 
 def request_of(options: argparse.Namespace, problem: Problem, solutions: Sequence[Solution]) -> Request:
     """Plan a run by the options that it shares with other commands. Raises BadInput and NoDevice."""
-    dtypes, maths = arithmetics(options)
-    if options.card is not None and options.card not in cards.card_names():
-        raise load.unknown("card", options.card, cards.card_names())
-    device = devices.choose(options.device)
-    sms = cards.load_card(options.card or plan.TARGET_CARD).sms
+    device, cells = cells_of(options, problem)
     return plan.Request(
         problem=problem,
-        solutions=tuple(dict.fromkeys(solutions)),
-        cells=plan.plan_cells(problem, options.shapes, dtypes, maths, device, sms),
+        solutions=tuple(solutions),
+        cells=cells,
         baselines=load.chosen_baselines(options.baseline),
         device=device,
         results=options.results,
@@ -55,12 +63,12 @@ def _limits(options: argparse.Namespace) -> dict[str, float]:
 
 
 def chosen(options: argparse.Namespace) -> tuple[Problem, list[Solution]]:
-    """Return the problem, and the solutions that are named or all that it has."""
+    """Return the problem, and the solutions that are named or all that it has. Raises BadInput."""
     problem = load.find_problem(options.problem)
     names = options.solution or load.solution_names(problem.name)
     if not names:
         raise BadInput(f"problem '{problem.name}' has no solutions: name one with --solution PATH")
-    return problem, [load.find_solution(name, problem.name) for name in names]
+    return problem, load.require_distinct(load.find_solution(name, problem.name) for name in names)
 
 
 def as_path(file: str) -> str:

@@ -6,6 +6,7 @@ import json
 import mmap
 import os
 import sys
+import sysconfig
 import traceback
 import types
 from pathlib import Path
@@ -17,6 +18,10 @@ from torch import nn
 from runner.channel import Fault
 
 TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+#: Folders of what is nobody's solution: the runner, and Python's own library.
+_FAMILIAR = (f"{Path(__file__).resolve().parents[1]}/", f"{sysconfig.get_paths()['stdlib']}/")
 
 
 class Refused(Exception):
@@ -39,9 +44,9 @@ def construct(
         entry = getattr(module, job["entry"], None)
         if entry is None:
             raise Refused(Fault.BUILD, f"the source defines no {job['entry']}")
-        model = entry(*decode(job["init"]))
+        model = _instance(entry, decode(job["init"]))
         if not isinstance(model, nn.Module):
-            raise Refused(Fault.BUILD, f"{job['entry']} is not a torch.nn.Module")
+            raise Refused(Fault.BUILD, f"{job['entry']} is not a torch.nn.Module: derive it from one")
         return model.to(device, TORCH_DTYPES[job["dtype"]]).eval()
     except Refused:
         raise
@@ -49,6 +54,17 @@ def construct(
         raise Refused(Fault.OOM, story(error)) from error
     except BaseException as error:
         raise Refused(Fault.BUILD, story(error)) from error
+
+
+def _instance(entry: Any, init: list[Any]) -> Any:
+    try:
+        return entry(*init)
+    except TypeError as error:
+        if error.__traceback__ is None or error.__traceback__.tb_next is not None:
+            raise  # from within the constructor
+        raise Refused(
+            Fault.BUILD, f"{error}: it has to take the {len(init)} values of the problem's get_init_inputs()"
+        ) from error
 
 
 def execute(source: str, name: str, scratch: Path) -> types.ModuleType:
@@ -79,7 +95,8 @@ def load_parameters(model: nn.Module, given: dict[str, torch.Tensor]) -> None:
     if len(own) != len(given) or any(own[n].shape != t.shape for n, t in pairs.items()):
         raise Refused(
             Fault.BUILD,
-            f"parameters do not match: expected {_listed(given)}; ModelNew has {_listed(own)}",
+            "parameters do not match, give ModelNew those of the problem's Model: "
+            f"expected {_listed(given)}; ModelNew has {_listed(own)}",
         )
     with torch.no_grad():
         for name, tensor in pairs.items():
@@ -130,7 +147,8 @@ def story(error: BaseException) -> str:
     """Tell an error in one line, with the line of the foreign file that raised it."""
     place = ""
     for entry in traceback.extract_tb(error.__traceback__):
-        if entry.filename.endswith(".py") and "/site-packages/" not in entry.filename and entry.line:
+        foreign = entry.filename.endswith(".py") and not entry.filename.startswith(_FAMILIAR)
+        if foreign and "-packages/" not in entry.filename and entry.line:
             place = f" (line {entry.lineno}: {entry.line.strip()})"
     if isinstance(error, SyntaxError):
         place = f" (line {error.lineno})"

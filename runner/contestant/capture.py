@@ -10,11 +10,13 @@ import functools
 import math
 import re
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 from triton import knobs
 from triton.backends.compiler import GPUTarget
@@ -63,41 +65,67 @@ class Driver:
         return 0
 
 
+@dataclass
+class Calls:
+    """What is called, in order: Triton's launches, and how often which of PyTorch's operators.
+
+    Of `count` launches an autotuned one has several entries.
+    """
+
+    launches: list[Found] = field(default_factory=list)
+    count: int = 0
+    operators: Counter[str] = field(default_factory=Counter)
+
+    #: Where a call is noted now.
+    current: ClassVar[Calls]
+
+    def repeat(self, made: Calls) -> None:
+        """Call once more what was called before."""
+        again = made.launches[: MAX_LAUNCHES - len(self.launches)]
+        self.launches += [one | {"call": self.count + one["call"]} for one in again]
+        self.count += made.count
+        self.operators += made.operators
+
+
+Calls.current = Calls()
+
+
 @contextmanager
-def launches() -> Iterator[list[Found]]:
-    """Collect what is launched in the block, at most 64 entries; nothing is executed.
+def calls() -> Iterator[Calls]:
+    """Collect what is called in the block, at most 512 entries of launches; nothing is executed.
 
     Of an autotuned launch the first twelve configurations are entries of one `call`, since only a
     measurement on the card would choose among them.
     """
-    capture = _Capture()
+    capture, outer = _Capture(), Calls.current
+    Calls.current = noted = Calls()
     originals = JITFunction.run, Autotuner.run, CompiledKernel._init_handles  # noqa: SLF001 - Triton has no hook here
     JITFunction.run = lambda function, *args, **kwargs: capture.launch(originals[0], function, args, kwargs)
     Autotuner.run = lambda tuner, *args, **kwargs: capture.tune(tuner, args, kwargs)
     CompiledKernel._init_handles = _init_handles  # noqa: SLF001
     try:
-        yield capture.found
+        yield noted
     finally:
+        Calls.current = outer
         JITFunction.run, Autotuner.run, CompiledKernel._init_handles = originals  # noqa: SLF001
 
 
 class _Capture:
     def __init__(self) -> None:
-        self.found: list[Found] = []
-        self.calls = 0
         self.choice: Found | None = None
 
     def launch(self, run: Callable[..., Any], function: Any, args: Any, kwargs: Any) -> Any:
         """Compile as a launch would and note it; a kernel that does not compile is noted as such."""
         if kwargs.pop("warmup"):
             return run(function, *args, warmup=True, **kwargs)
+        made = Calls.current
         if self.choice is None:
-            self.calls += 1
-        if len(self.found) >= MAX_LAUNCHES:
+            made.count += 1
+        if len(made.launches) >= MAX_LAUNCHES:
             return None
-        noted = {"call": self.calls - 1, **(self.choice or {"config": "", "choice": 1, "choices": 1})}
+        noted = {"call": made.count - 1, **(self.choice or {"config": "", "choice": 1, "choices": 1})}
         noted |= {"kernel": function.__name__[:_TEXT_CHARS], "grid": [0, 0, 0], "constants": {}}
-        self.found.append(noted)
+        made.launches.append(noted)
         try:
             values = _bound(function, args, kwargs)
             noted["constants"] = {p.name: _plain(values[p.name]) for p in function.params if p.is_constexpr}
@@ -115,7 +143,7 @@ class _Capture:
         tuner.nargs = dict(zip(tuner.arg_names, args, strict=False))
         configs = tuner.prune_configs(kwargs) if len(tuner.configs) > 1 else tuner.configs
         tuner.best_config = configs[0]
-        self.calls += 1
+        Calls.current.count += 1
         kernel = None
         for number, config in enumerate(configs[:MAX_CONFIGS], 1):
             tuned = config.all_kwargs()
@@ -156,6 +184,7 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[-1].strip()}"[:_TEXT_CHARS]
 
 
+@functools.cache
 def _compiled(kernel: Any) -> Found:
     """Return what a compiled kernel needs, and what its intermediate code shows."""
     metadata, ttir = kernel.metadata, kernel.asm["ttir"]
@@ -247,6 +276,7 @@ def loops_over_tiles(ttir: str, programs: int, values: dict[str, Any]) -> bool:
     return any(start in ids and step in steps for start, step in loops)
 
 
+@functools.cache
 def _derived(ttir: str, source: str) -> set[str]:
     """Return the values that are computed from an operation, in a listing where uses follow definitions."""
     found: set[str] = set()

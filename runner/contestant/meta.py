@@ -17,13 +17,14 @@ import signal
 import sys
 import traceback
 import types
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
 import triton
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from runner.contestant import capture, libc, sandbox
 from runner.contestant.build import TORCH_DTYPES, Refused, construct, story
@@ -39,23 +40,38 @@ WAKING = {signal.SIGCHLD, signal.SIGTERM}
 MAX_OPERATORS = 20
 
 
+#: Operators whose answer, or the size of it, depends on values; and those that may copy values to the host.
+VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+COPIES = ("_to_copy", "copy_")
+
+
 class Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Count PyTorch's own operators, and the bytes of all storages as if none were freed."""
+    """Note PyTorch's own operators, and count the bytes of all storages as if none were freed."""
 
     def __init__(self, tensors: list[torch.Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.operators: Counter[str] = Counter()
         # held, so that no two have one address
         self.storages: dict[int, torch.UntypedStorage] = {}
         self._hold(tensors)
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled under this mode, and to import what skips that takes two seconds."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Pass a call on and note what it was and made."""
+        """Pass a call on and note what it was and made; say what is wrong with one that asks for values."""
         del types
-        result = func(*args, **(kwargs or {}))
         name = str(func).removeprefix("aten.").partition(".")[0]
+        try:
+            result = func(*args, **(kwargs or {}))
+        except RuntimeError as error:
+            copies = name in COPIES and isinstance(error, NotImplementedError)
+            if copies or VALUES & {*func.tags}:
+                raise RuntimeError("needs values of a tensor, which only a GPU would compute") from error
+            raise
         if not func.is_view and "empty" not in name:
-            self.operators[name[:80]] += 1
+            capture.Calls.current.operators[name[:80]] += 1
         self._hold(result if isinstance(result, (tuple, list)) else [result])
         return result
 
@@ -80,17 +96,18 @@ def observe(
     """
     # inference mode would hide operators within others from the tally
     with torch.device("meta"), Pretence(), torch.no_grad():
-        model: Any = construct(job, modules, scratch, torch.device("meta"))
+        with capture.calls():
+            model: Any = construct(job, modules, scratch, torch.device("meta"))
         placed = [_input(item, TORCH_DTYPES[job["dtype"]]) for item in inputs]
         tensors = [value for value in placed if isinstance(value, torch.Tensor)]
-        with capture.launches(), Tally([*tensors, *model.state_dict().values()]) as first:
+        with capture.calls(), Tally([*tensors, *model.state_dict().values()]) as first:
             if job["prepare"] and callable(getattr(model, "prepare", None)):
                 model.prepare()
             model(*placed)
-        with capture.launches() as launches, Tally([]) as second:
+        with capture.calls() as second, Tally([]):
             model(*placed)
     return {
-        "launches": launches,
+        "launches": second.launches,
         "operators": dict(second.operators.most_common(MAX_OPERATORS)),
         "memory_bytes": first.memory_bytes,
     }
@@ -111,16 +128,34 @@ def jobs(request: dict[str, Any]) -> list[Job]:
     for cell in request["cells"]:
         fields = {k: tuple(v) if isinstance(v, list) else v for k, v in cell["shape"].items()}
         shape = (problem.Shape(**fields),) if hasattr(problem, "Shape") else ()
+        with torch.device("meta"):
+            init, inputs = list(problem.get_init_inputs(*shape)), list(problem.get_inputs(*shape))
         job = {
             **{name: request[name] for name in ("source", "name", "digest")},
             **{name: cell[name] for name in ("dtype", "math")},
             "entry": "ModelNew",
-            "init": list(problem.get_init_inputs(*shape)),
+            "init": init,
             "prepare": getattr(problem, "PARAMETERS", "fixed") == "fixed",
+            "traffic_bytes": traffic_bytes(problem.Model, init, inputs, TORCH_DTYPES[cell["dtype"]]),
         }
-        with torch.device("meta"):
-            found.append((job, list(problem.get_inputs(*shape))))
+        found.append((job, inputs))
     return found
+
+
+def traffic_bytes(model: type[nn.Module], init: list[Any], inputs: list[Any], dtype: torch.dtype) -> int:
+    """Return the bytes of a reference's inputs, parameters and outputs, each once.
+
+    0 where it cannot be told without values, as for an output whose size depends on them.
+    """
+    placed = [_input(item, dtype) for item in inputs]
+    try:
+        with torch.device("meta"), torch.no_grad():
+            reference = model(*init).to("meta", dtype).eval()
+            outputs = reference(*placed)
+    except Exception:  # noqa: BLE001 - a problem's code, which may raise anything
+        return 0
+    held = tree_leaves([placed, list(reference.parameters()), list(reference.buffers()), outputs])
+    return sum({id(one): one.nbytes for one in held if isinstance(one, torch.Tensor)}.values())
 
 
 def answer(found: list[Job], cards: list[dict[str, Any]], report: int, scratch: Path) -> None:
@@ -128,6 +163,7 @@ def answer(found: list[Job], cards: list[dict[str, Any]], report: int, scratch: 
     modules: dict[str, types.ModuleType] = {}
     for (index, (job, inputs)), (number, card) in itertools.product(enumerate(found), enumerate(cards)):
         line: dict[str, Any] = {"cell": index, "card": number, "triton": triton.__version__}
+        line["traffic_bytes"] = job["traffic_bytes"]
         try:
             pretend(card)
             line |= observe(job, inputs, modules, scratch)

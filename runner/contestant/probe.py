@@ -10,6 +10,7 @@ import ctypes
 import errno
 import os
 import resource
+import signal
 import socket
 import struct
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ CLOSED: Final = frozenset({
     errno.EPERM, errno.EACCES, errno.EROFS, errno.ENOENT, errno.ESRCH, errno.ENOSYS, errno.EFBIG,
 })  # fmt: skip
 
-_PTRACE_SEIZE, _CLONE_NEWUSER = 0x4206, 0x10000000
+_PTRACE_SEIZE, _CLONE_NEWUSER, _CLONE_PARENT = 0x4206, 0x10000000, 0x8000
 _BPF_MAP_CREATE, _KEYCTL_GET_KEYRING, _SESSION_KEYRING = 0, 0, -3
 
 
@@ -96,6 +97,11 @@ def _connect(scene: Scene) -> None:
         client.connect(f"\0kernelwave-{scene.judge}")
 
 
+def _start_beside_itself(_: Scene) -> None:
+    if _call("clone", _CLONE_PARENT | signal.SIGCHLD, 0, 0, 0, 0) == 0:
+        os._exit(0)
+
+
 def _call(name: str, *arguments: object) -> int:
     _, column = seccomp.MACHINES[os.uname().machine]
     number = seccomp.NUMBERS[name][column]
@@ -127,6 +133,9 @@ ATTEMPTS: Final[dict[str, Callable[[Scene], object]]] = {
     "read its memory": _read_memory,
     "limit it": lambda s: resource.prlimit(s.judge, resource.RLIMIT_CORE),
     "slow it": lambda s: os.setpriority(os.PRIO_PROCESS, s.judge, os.getpriority(os.PRIO_PROCESS, s.judge)),
+    # those who count it
+    "disown its orphans": lambda _: libc.prctl(libc.PR_SET_CHILD_SUBREAPER, 0),
+    "start a sibling": _start_beside_itself,
     # the network
     "open a TCP socket": lambda _: socket.socket(socket.AF_INET).close(),
     "open a UDP socket": lambda _: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).close(),

@@ -131,6 +131,7 @@ _NUMBER_AT, _ARCHITECTURE_AT, _ARGUMENTS_AT = 0, 4, 16
 _X32_BIT = 0x40000000
 
 _CLONE_NEW = 0x7E020000  # mount, cgroup, uts, ipc, user, pid, net
+_CLONE_PARENT = 0x8000
 _PRIO_PROCESS, _IOPRIO_PROCESS = 0, 1
 _F_SETOWN, _F_SETSIG, _F_SETOWN_EX = 8, 10, 15
 _TIOCSTI, _TIOCLINUX, _FIOSETOWN, _SIOCSPGRP = 0x5412, 0x541C, 0x8901, 0x8902
@@ -174,8 +175,8 @@ def _bodies(own_pid: int | None) -> dict[str, list[Instruction]]:
     bodies = dict.fromkeys(NUMBERS, _answer(REFUSE))
     # input forged for a terminal, and signals sent by the kernel in the owner's name
     bodies["ioctl"] = _except(1, (_TIOCSTI, _TIOCLINUX, _FIOSETOWN, _SIOCSPGRP))
-    # a process that nobody may look into hides what it holds
-    bodies["prctl"] = _except(0, (libc.PR_SET_DUMPABLE,))
+    # who may not be looked into hides what it holds; who adopts no orphans has them counted by nobody
+    bodies["prctl"] = _except(0, (libc.PR_SET_DUMPABLE, libc.PR_SET_CHILD_SUBREAPER))
     bodies["fcntl"] = _except(1, (_F_SETOWN, _F_SETSIG, _F_SETOWN_EX))
     bodies |= dict.fromkeys(("chmod", "fchmod", "fchmodat", "fchmodat2"), _answer(PRETEND))
     bodies |= dict.fromkeys(("socket", "socketpair"), unix)
@@ -184,7 +185,8 @@ def _bodies(own_pid: int | None) -> dict[str, list[Instruction]]:
     bodies["sched_setaffinity"] = _only((0, _WHOLE, (0,)), otherwise=PRETEND)
     bodies["setpriority"] = _only((0, _WHOLE, (_PRIO_PROCESS,)), (1, _WHOLE, (0,)))
     bodies["ioprio_set"] = _only((0, _WHOLE, (_IOPRIO_PROCESS,)), (1, _WHOLE, (0,)))
-    bodies["clone"] = _only((0, _CLONE_NEW, (0,)))
+    # a sibling would be no descendant
+    bodies["clone"] = _only((0, _CLONE_NEW | _CLONE_PARENT, (0,)))
     bodies["clone3"] = _answer(UNKNOWN)
     signal = _answer(ALLOW) if own_pid is None else _only((0, _WHOLE, (own_pid,)))
     bodies |= dict.fromkeys(("kill", "tkill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo"), signal)

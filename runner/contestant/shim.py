@@ -347,7 +347,9 @@ def _collect(result: object, held: list[torch.Tensor]) -> None:
     elif isinstance(result, (tuple, list)) and all(isinstance(r, torch.Tensor) for r in result):
         held.extend(result)
     else:
-        raise Refused(Fault.OUTPUT, f"forward returned {type(result).__name__}, not a tensor or several")
+        raise Refused(
+            Fault.OUTPUT, f"forward returned {type(result).__name__}: return a tensor, or a tuple of tensors"
+        )
 
 
 def main(

@@ -22,6 +22,7 @@ import selectors
 import signal
 import socket
 import sys
+import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from runner.contestant.scratch import clear
 
 MESSAGE_BYTES = 64 * 1024
 _LOG_TAIL_BYTES = 4096
+_BURIAL_S = 4.0  # for what a contestant leaves behind; CUDA contexts take some of it
 #: A last word on the command line: contestants stay outside the sandbox.
 UNCONFINED = "unconfined"
 
@@ -127,11 +129,11 @@ class Zygote:
             if pid == 0:
                 return
             child = self.children.pop(pid, None)
-            if child is None:  # an orphan of a contestant that came to us as its subreaper
-                _kill_orphans(keep=set(self.children))  # and so do its own children now
+            if child is None:  # an orphan of a contestant that came to us, and so do its own children
+                _bury_orphans(keep=set(self.children))
                 continue
             _kill_session(pid)
-            _kill_orphans(keep=set(self.children))
+            _bury_orphans(keep=set(self.children))
             with contextlib.suppress(KeyError):
                 self._drain(child)
                 self.selector.unregister(child.log)
@@ -160,14 +162,23 @@ def _kill_session(leader: int) -> None:
         os.kill(leader, signal.SIGKILL)
 
 
-def _kill_orphans(keep: set[int]) -> None:
-    """Kill what a contestant left behind: its orphans are our children now (subreaper)."""
-    own = Path("/proc/self/task")
-    for task in own.iterdir():
-        for word in (task / "children").read_text().split():
-            if int(word) not in keep:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(word), signal.SIGKILL)
+def _kill_orphans(keep: set[int]) -> set[int]:
+    """Kill what dead contestants left behind, and return it: their orphans are our children (subreaper)."""
+    tasks = Path("/proc/self/task").iterdir()
+    orphans = {int(word) for task in tasks for word in (task / "children").read_text().split()} - keep
+    for orphan in orphans:
+        os.kill(orphan, signal.SIGKILL)  # the number is its own until we reap it
+    return orphans
+
+
+def _bury_orphans(keep: set[int]) -> None:
+    """Kill and reap until none is left: each may leave orphans in turn."""
+    end = time.monotonic() + _BURIAL_S
+    while (orphans := _kill_orphans(keep)) and time.monotonic() < end:
+        time.sleep(0.001)
+        for orphan in orphans:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(orphan, os.WNOHANG)
 
 
 def _become_contestant(device: str, scratch: Path, fds: list[int], log: int, probed: int | None) -> None:
@@ -177,6 +188,8 @@ def _become_contestant(device: str, scratch: Path, fds: list[int], log: int, pro
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.setsid()
+        # orphans come to it, where they are counted, and to the zygote only when it has died
+        libc.prctl(libc.PR_SET_CHILD_SUBREAPER, 1)
         os.dup2(log, 1)
         os.dup2(log, 2)
         with open(os.devnull) as null:  # noqa: PTH123 - a raw descriptor is all that is wanted

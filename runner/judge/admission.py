@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import torch
 
 from runner import load
-from runner.admit import Admission
+from runner.admit import Admission, judge_digest, problem_digest
 from runner.contestant import libc
 from runner.judge import check, fake_layers, fakes
 from runner.judge.case import Case, shortage
@@ -159,9 +159,15 @@ def _matters(oracle: Oracle, inputs: Sequence[Any], *, one: bool) -> dict[str, t
     return {name: gradient != 0 for name, gradient in zip(leaves, gradients, strict=True)}
 
 
+def _about(problem: load.Problem, cell: Cell, device: torch.device) -> Admission:
+    """Say what is held against what, where; nothing has been tried yet."""
+    digests = (problem_digest(problem), judge_digest())
+    return Admission(problem.name, *digests, cell, str(device), torch.__version__)
+
+
 def admit(problem: load.Problem, cell: Cell, device: torch.device) -> Admission:
     """Hold the whole battery against one cell."""
-    about = Admission(problem.name, cell, str(device), torch.__version__)
+    about = _about(problem, cell, device)
     reason = shortage(problem, cell, device)
     if reason:
         return replace(about, unsupported=reason)
@@ -176,7 +182,7 @@ def admit(problem: load.Problem, cell: Cell, device: torch.device) -> Admission:
             absent.setdefault(str(outcome), []).append(name)
     return replace(
         about,
-        refused=sum(outcome is True for outcome in outcomes.values()),
+        refused=tuple(name for name, outcome in outcomes.items() if outcome is True),
         accepted=tuple(name for name, outcome in outcomes.items() if outcome is False),
         honest=sum(outcome == "" for outcome in honest.values()),
         slandered={name: said for name, said in honest.items() if isinstance(said, str) and said},
@@ -240,7 +246,7 @@ def _answer(line: str, device: torch.device) -> Admission:
         return admit(problem, cell, device)
     except torch.OutOfMemoryError as error:
         reason = f"the judge ran out of device memory: {str(error)[:200]}"
-        return Admission(problem.name, cell, str(device), torch.__version__, unsupported=reason)
+        return replace(_about(problem, cell, device), unsupported=reason)
 
 
 def main() -> None:

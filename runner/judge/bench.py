@@ -79,14 +79,17 @@ class Checker(Protocol):
 
 
 class Bench:
-    """The judge's side of a call. Variants that are not trusted are spoilt, checked and must not err."""
+    """The judge's side of a call. Variants that are not trusted are spoilt, checked and must not err.
+
+    `busy_s` adds up the windows, and the waits for the device before them.
+    """
 
     def __init__(self, case: Case, limits: Limits) -> None:
         self.case, self.limits = case, limits
         self.cuda = case.device.type == "cuda"
         self.gated = self.cuda
         self.max_calls = case.max_calls
-        self.cold_us = 0.0
+        self.cold_us = self.busy_s = 0.0
         self.seats: dict[str, tuple[Contestant, int]] = {}
         self.seated: dict[int, int] = {}
         self.checkers: dict[str, Checker] = {}
@@ -239,6 +242,7 @@ class Bench:
         if self.cuda:
             torch.cuda.synchronize()
         window_us = (time.perf_counter_ns() - start) / 1e3
+        self.busy_s += window_us / 1e6
         if kind != Call.NULL and not fence.holds():
             raise Foul(Status.VIOLATION, "check", "the output was still being written after the answer")
         if not issued:
@@ -335,7 +339,9 @@ class Bench:
 
     def _settle(self) -> None:
         """Wait for an idle device; raises Disturbed while somebody else keeps it busy."""
-        torch.cuda.synchronize()
+        begun = time.perf_counter_ns()
+        torch.cuda.synchronize()  # new inputs are still being drawn
+        self.busy_s += (time.perf_counter_ns() - begun) / 1e9
         end = time.monotonic() + IDLE_WAIT_S
         while time.monotonic() < end:
             start = time.perf_counter_ns()

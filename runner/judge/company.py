@@ -40,6 +40,12 @@ class Company:
         self._contestants[key] = known  # the last one used stands last
         return known
 
+    @property
+    def pids(self) -> list[int]:
+        """The processes that are alive."""
+        trusted = [] if self._trusted is None else [self._trusted]
+        return [contestant.pid for contestant in (*self._contestants.values(), *trusted)]
+
     def dismiss(self, solution: load.Solution, role: str = "solution") -> None:
         """Kill a solution's process."""
         contestant = self._contestants.pop(f"{role} {solution.digest}", None)

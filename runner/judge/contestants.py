@@ -32,8 +32,8 @@ _DONE, _ISSUED = 1, 11  # words of the page
 #: Looking for frames takes 50 us, in which an answer would not be seen: every 15 ms or so.
 _POLLS_BETWEEN_FRAMES = 0x3FFFF
 _POLL_S = 0.02
-#: A whole look at memory takes 0.2 to 3 ms, by the threads there are; a hurried one reads pages alone.
-_LOOK_S = 0.1
+#: After it a call is so long that a whole look at what is held, of at most 3 ms, makes no difference.
+_LONG_CALL_S = 1.0
 _GRACE_S = 5.0  # from the end of a channel to the death of its process
 _MAX_FRAMES = 512  # of one wait; an honest contestant sends tens
 _FAULTS: dict[int, Status] = {
@@ -58,7 +58,6 @@ class Contestant:
     def __init__(self, zygotes: Zygotes, memory_bytes: int) -> None:
         self.zygotes = zygotes
         self.cuda = zygotes.device != "cpu"
-        self.memory_bytes = memory_bytes
         self.scratch = Path(tempfile.mkdtemp(prefix="kernelwave-"))
         ours, theirs = channel.pair()
         page_fd = channel.sealed_memory("page", channel.PAGE_BYTES)
@@ -66,6 +65,7 @@ class Contestant:
             self.identity, self.pid = zygotes.fork(self.scratch, (theirs.fileno(), page_fd), 120.0)
         finally:
             theirs.close()
+        self._watch = footprint.Watch(self.pid, self.scratch, memory_bytes)
         self.page = Page(page_fd)
         os.close(page_fd)
         self.sock = ours
@@ -77,7 +77,7 @@ class Contestant:
         self._seq = 0
         self._armed = False
         self._paused = False
-        self._looked_at = 0.0
+        self._strays: list[int] = []
         hello = self._expect(Kind.HELLO, "start", 30.0)
         level, layers, missing = json.loads(hello.text)
         missing += [f"probe: {hole}" for hole in zygotes.holes()]
@@ -109,10 +109,12 @@ class Contestant:
         """Have parameters copied in and `prepare` run; returns its time in us, if there is one."""
         self._send(Frame(Kind.LOAD))
         took_ns = self._expect(Kind.READY, "prepare", deadline_s).args[0]
+        self._look("prepare", at_once=True)
         return None if took_ns < 0 else took_ns / 1e3
 
     def leave(self, deadline_s: float = 60.0) -> None:
         """Have the contestant stop serving calls and drop the cell; forget its buffers."""
+        self._look("leave", at_once=True)
         self.ring(Call.LEAVE)
         self.wait("leave", deadline_s)
         self.unmap()
@@ -121,16 +123,25 @@ class Contestant:
         self.pause()
 
     def pause(self) -> None:
-        """Stop the process with its session until it is asked again: it cannot disturb what others do."""
+        """Stop the process with its family until it is asked again: it cannot disturb what others do."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGSTOP)
+        if not self._paused:
+            self._strays = footprint.strays_of(self.pid)
+            self._signal_strays(signal.SIGSTOP)
         self._paused = True
 
     def _resume(self) -> None:
         if self._paused:
+            self._signal_strays(signal.SIGCONT)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGCONT)
             self._paused = False
+
+    def _signal_strays(self, number: signal.Signals) -> None:
+        for stray in self._strays:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(stray, number)
 
     def ring(self, kind: Call, calls: int = 1, seat: int = 0, offset_bytes: int = 0, gate: int = 0) -> None:
         """Ring GO."""
@@ -147,6 +158,8 @@ class Contestant:
         It sleeps between calls, since two that spin beside the judge slow each other's host down.
         """
         self._resume()
+        if not self._armed:
+            self._look("call")
         if self.cuda and not self._armed:
             self._send(Frame(Kind.GO))
             self._armed = True
@@ -171,14 +184,17 @@ class Contestant:
 
     def _spin(self, word: int, stage: str, deadline_s: float, *, watch: bool = True) -> bool:
         words, seq = self.page.words, self._seq
-        end = time.monotonic() + deadline_s
+        begun = time.monotonic()
         polls = 0
         while words[word] != seq:
             polls += 1
             if polls & _POLLS_BETWEEN_FRAMES == 0:
+                lasted_s = time.monotonic() - begun
                 if watch:
                     self._take_frames(stage)
-                if time.monotonic() > end:
+                    if lasted_s > _LONG_CALL_S:
+                        self._look(stage)
+                if lasted_s > deadline_s:
                     return False
         return True
 
@@ -186,7 +202,7 @@ class Contestant:
         """One copy of the last call's output descriptors, as bytes."""
         per_call = self.page.words[6]
         if not 0 < per_call * calls <= channel.MAX_OUTPUTS:
-            raise Foul(Status.WRONG, "call", "no output")
+            raise Foul(Status.WRONG, "call", "no output, or too many: return what the reference returns")
         return self.page.descriptors(per_call * calls)
 
     @staticmethod
@@ -262,7 +278,7 @@ class Contestant:
         while True:
             left = end - time.monotonic()
             if not poll.poll(max(0.0, min(left, _POLL_S)) * 1e3):
-                self._watch_memory(stage, hurried=left <= 0)
+                self._look(stage, hurried=left <= 0)
                 if left <= 0:
                     return
                 continue
@@ -333,18 +349,10 @@ class Contestant:
         if self.cuda:
             torch.cuda.synchronize()
 
-    def _watch_memory(self, stage: str, *, hurried: bool) -> None:
-        """Raise Foul for too much; `hurried` says that an answer must not wait for a long look."""
-        now = time.monotonic()
-        if now < self._looked_at + _LOOK_S:
-            return
-        self._looked_at = now
-        family = [] if hurried else footprint.family_of(self.pid)
-        if len(family) > footprint.MOST_PROCESSES:
-            raise self._foul(Status.OOM, stage, f"more than {footprint.MOST_PROCESSES} processes")
-        held = footprint.held_bytes(family) if family else footprint.resident_bytes(self.pid)
-        if held > self.memory_bytes:
-            raise self._foul(Status.OOM, stage, f"host memory above {self.memory_bytes >> 20} MiB")
+    def _look(self, stage: str, *, hurried: bool = False, at_once: bool = False) -> None:
+        """Raise Foul where the contestant holds too much."""
+        if excess := self._watch.excess(hurried=hurried, at_once=at_once):
+            raise self._foul(Status.OOM, stage, excess)
 
     def _death(self, stage: str) -> Foul:
         """Name the death of a contestant: an exit code never means anything good."""

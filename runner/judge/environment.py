@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from runner import gpu_lock
+from runner import cards, gpu_lock
 from runner.judge.machine import Machine
 
 #: Variables that change numbers; recorded when set.
@@ -81,6 +81,12 @@ def warnings(described: dict[str, Any]) -> list[str]:
         told.append(f"{device} is also computed on by process {pids}: end it, or times are disturbed")
     if described.get("nvml"):
         told.append(f"clocks and other processes of {device} are unknown: NVML: {described['nvml']}")
+    card = cards.card_for_device(described["gpu"], described["sms"]) if "gpu" in described else None
+    if card is not None:
+        told += [
+            f"{device} is not as the card {card.name} says: {one}"
+            for one in cards.disagreements(card, described)
+        ]
     return told
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,19 +34,26 @@ _FACTS: dict[str, Callable[[Any, Any], Any]] = {
     "persistence_mode": lambda nvml, gpu: bool(nvml.nvmlDeviceGetPersistenceMode(gpu)),
     "ecc": lambda nvml, gpu: bool(nvml.nvmlDeviceGetEccMode(gpu)[0]),
     "mig": lambda nvml, gpu: bool(nvml.nvmlDeviceGetMigMode(gpu)[0]),
-    "other_processes": lambda nvml, gpu: sorted(
-        {one.pid for one in nvml.nvmlDeviceGetComputeRunningProcesses(gpu)} - {os.getpid()}
-    ),
+    "other_processes": lambda nvml, gpu: sorted(_computing(nvml, gpu) - {os.getpid()}),
 }
 
 
 @dataclass(frozen=True)
 class State:
-    """The SM clock, 0 where it is not known; why the clocks are held down, or ''; is power capped."""
+    """The SM clock, 0 where it is not known, and NVML's reasons for it, a bit each."""
 
     sm_clock_mhz: int
-    slowdown: str
-    power_capped: bool = False
+    reasons: int = 0
+
+    @property
+    def slowdown(self) -> str:
+        """Why the clocks are held down so that a round is worthless, or ''."""
+        return ", ".join(name for bit, name in _SLOWDOWNS.items() if self.reasons & bit)
+
+    @property
+    def power_capped(self) -> bool:
+        """Whether the power limit holds the clocks down."""
+        return bool(self.reasons & _POWER_CAP)
 
 
 class Machine:
@@ -72,15 +79,25 @@ class Machine:
     def state(self) -> State:
         """Read clock and reasons; takes tens of microseconds of the host."""
         if self._nvml is None:
-            return State(0, "")
+            return State(0)
         try:
             clock_mhz = int(self._nvml.nvmlDeviceGetClockInfo(self._handle, self._nvml.NVML_CLOCK_SM))
             reasons = int(self._nvml.nvmlDeviceGetCurrentClocksEventReasons(self._handle))
         except Exception as error:  # noqa: BLE001 - a driver that does not tell is not asked again
             self._nvml, self.silence = None, str(error)
-            return State(0, "")
-        slowdown = ", ".join(name for bit, name in _SLOWDOWNS.items() if reasons & bit)
-        return State(clock_mhz, slowdown, bool(reasons & _POWER_CAP))
+            return State(0)
+        return State(clock_mhz, reasons)
+
+    def strangers(self, ours: Collection[int]) -> int:
+        """Count the processes that compute on the device beside `ours`, pids with this process's among them.
+
+        In a container NVML may tell pids of another namespace, which can only be counted.
+        """
+        pids: set[int] = set()
+        if self._nvml is not None:
+            with contextlib.suppress(Exception):  # a driver may not tell
+                pids = _computing(self._nvml, self._handle)
+        return len(pids.difference(ours)) if os.getpid() in pids else max(0, len(pids) - len(ours))
 
     def facts(self) -> dict[str, Any]:
         """Return what a record says once per judge: W, MHz, modes, and pids that compute on the device.
@@ -96,3 +113,7 @@ class Machine:
                 found[name] = ask(self._nvml, self._handle)
         state = self.state()
         return found | {"slowdown": state.slowdown, "power_capped": state.power_capped}
+
+
+def _computing(nvml: Any, gpu: Any) -> set[int]:
+    return {one.pid for one in nvml.nvmlDeviceGetComputeRunningProcesses(gpu)}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from runner.judge.contestants import Contestant, Foul
 from runner.judge.inputs import EXTREMES
 from runner.judge.inspector import Inspector
 from runner.judge.timing import Timing
+from runner.phases import Phases
 from runner.schema import HIDDEN, NOT_RANKED, Cell, Checked, Failed, Launch, Status, Timed
 
 CHECK_CALLS = 3
@@ -28,13 +30,14 @@ ROLES = (measure.SOLUTION, measure.RIVAL)
 
 @dataclass(frozen=True)
 class Ruling:
-    """What the referee found about one cell."""
+    """What the referee found about one cell; a right answer writes `output_bytes`."""
 
     failed: Failed | None
     checked: Checked | None = None
     timed: Timed | None = None
     isolation: dict[str, Any] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
+    output_bytes: int = 0
 
 
 class Referee:
@@ -45,6 +48,7 @@ class Referee:
         self.company = Company(device, limits, confined=confined)
         self.case: Case | None = None
         self.granted: dict[int, bool | None] = {}
+        self.phases = Phases()
 
     @property
     def limits(self) -> Limits:
@@ -64,11 +68,9 @@ class Referee:
         entropy: bytes,
     ) -> Ruling:
         """Build, check and time one solution on one cell."""
-        self._prove_sms(self.limits.sms)
-        unsupported = self.prepare_case(problem, cell, entropy)
+        unsupported = self._begin(problem, cell, entropy)
         if unsupported is not None:
             return Ruling(unsupported)
-        self._current().begin(entropy)
         isolation: dict[str, Any] = {}
         try:
             contestant = self.company.contestant(solution)
@@ -89,27 +91,49 @@ class Referee:
             self.company.drop_trusted()
             raise
 
+    def _begin(self, problem: load.Problem, cell: Cell, entropy: bytes) -> Failed | None:
+        """Have all ready for a cell but the solutions."""
+        self._prove_sms(self.limits.sms)
+        self.phases = Phases()
+        with self.phases.phase("oracle"):
+            unsupported = self.prepare_case(problem, cell, entropy)
+        if unsupported is None:
+            self._current().begin(entropy)
+        return unsupported
+
     def _try(self, contestant: Contestant, solution: load.Solution, baselines: tuple[str, ...]) -> Ruling:
         """Check a solution and time it; what a reader must know of either is a flag."""
         case, isolation = self._current(), contestant.isolation
-        if self.limits.processes > 1 and isolation["level"] != FULL:
+        if self._lacks(isolation):
             return Ruling(_unranked(isolation), isolation=isolation)
         checked, inspector = self._check(solution)
-        sms = self.limits.sms
-        found = {
-            "autotune_first_config": any(launch.code for launch in contestant.launches),
-            "mutated_global_state": contestant.mutated_switches,
-            f"emulated_sms={sms}": sms,
-            f"{NOT_RANKED}: the SM count is not proved": sms and not self.granted.get(sms),
-        }
-        flags = [name for name, holds in found.items() if holds]
+        flags = self._told([contestant])
         timed = None
         if case.device.type == "cuda" and baselines and case.cell.sweep != HIDDEN:
-            timed = self.timing(flags).time(inspector, solution, baselines)
+            timed = self._phased(self.timing(flags).time(inspector, solution, baselines))
         self.company.leave(solution)
         if contestant.copied_outputs:
             flags.append("copied_output")
-        return Ruling(None, checked, timed, isolation, tuple(flags))
+        written = sum(y.numel() * y.element_size() for y in case.expected)
+        return Ruling(None, checked, timed, isolation, tuple(flags), written)
+
+    def _lacks(self, isolation: dict[str, Any]) -> bool:
+        """Whether a contestant is less confined than the limits ask for."""
+        return self.limits.processes > 1 and isolation["level"] != FULL
+
+    def _told(self, contestants: Sequence[Contestant]) -> list[str]:
+        """Flag what a reader must know of contestants that have been checked, and of where they ran."""
+        sms = self.limits.sms
+        found = {
+            "autotune_first_config": any(launch.code for one in contestants for launch in one.launches),
+            "mutated_global_state": any(one.mutated_switches for one in contestants),
+            f"emulated_sms={sms}": sms,
+            f"{NOT_RANKED}: the SM count is not proved": sms and not self.granted.get(sms),
+        }
+        return [name for name, holds in found.items() if holds]
+
+    def _phased(self, timed: Timed | None) -> Timed | None:
+        return None if timed is None else replace(timed, phases_s=self.phases.so_far())
 
     def _prove_sms(self, sms: int) -> None:
         """See where the edge of a wave lies on a part of the GPU, again with each cell until it is known."""
@@ -159,27 +183,30 @@ class Referee:
         self, problem: load.Problem, pair: tuple[load.Solution, load.Solution], cell: Cell, entropy: bytes
     ) -> Ruling:
         """Time one solution against another, in the same rounds; on a CPU both are only checked."""
-        unsupported = self.prepare_case(problem, cell, entropy)
+        unsupported = self._begin(problem, cell, entropy)
         if unsupported is not None:
             return Ruling(unsupported)
-        case = self._current()
-        case.begin(entropy)
-        flags: list[str] = []
+        isolation: dict[str, Any] = {}
         try:
+            both = [self.company.contestant(s, role) for role, s in zip(ROLES, pair, strict=True)]
+            isolation = next((c.isolation for c in both if self._lacks(c.isolation)), both[0].isolation)
+            if self._lacks(isolation):
+                return Ruling(_unranked(isolation), isolation=isolation)
             checked, inspectors = self.face(pair)
+            flags = self._told(both)
             timed = None
-            if case.device.type == "cuda":
-                timed = self.timing(flags).duel(*inspectors)
+            if self.device.type == "cuda":
+                timed = self._phased(self.timing(flags).duel(pair, inspectors))
             for role, solution in zip(ROLES, pair, strict=True):
                 self.company.leave(solution, role)
         except Foul as foul:
             self.part(pair)
-            return Ruling(Failed(foul.status, foul.stage, foul.reason, foul.detail))
+            return Ruling(Failed(foul.status, foul.stage, foul.reason, foul.detail), isolation=isolation)
         except Exception:
             self.part(pair)
             self.company.drop_trusted()
             raise
-        return Ruling(None, checked, timed, flags=tuple(flags))
+        return Ruling(None, checked, timed, isolation, tuple(flags))
 
     def face(self, pair: tuple[load.Solution, load.Solution]) -> tuple[Checked, tuple[Inspector, Inspector]]:
         """Check two solutions on the current cell, each in a process of its own; a Foul says whose it is."""
@@ -199,7 +226,7 @@ class Referee:
 
     def timing(self, flags: list[str]) -> Timing:
         """What times solutions on the current cell."""
-        return Timing(self.company, self._current(), self.enter, flags)
+        return Timing(self.company, self._current(), self.enter, flags, self.phases)
 
     def enter(self, solution: load.Solution, role: str = measure.SOLUTION) -> tuple[Inspector, float | None]:
         """Build a solution for the current cell, on a bench of its own.
@@ -207,10 +234,11 @@ class Referee:
         Returns what inspects it and what `prepare` took, in us.
         """
         case = self._current()
-        contestant = self.company.contestant(solution, role)
-        job = case.job(solution.source, solution.digest, solution.name, "ModelNew", ())
-        prepare_us = self.company.build(case, contestant, job)
-        bench = Bench(case, self.limits)
+        with self.phases.phase("build"):
+            contestant = self.company.contestant(solution, role)
+            job = case.job(solution.source, solution.digest, solution.name, "ModelNew", ())
+            prepare_us = self.company.build(case, contestant, job)
+            bench = Bench(case, self.limits)
         inspector = Inspector(bench, role)
         bench.join(role, contestant, checker=inspector)
         return inspector, prepare_us
@@ -220,9 +248,16 @@ class Referee:
 
         Timed calls, which are checked too, have the whole mixture.
         """
-        case = self._current()
         inspector, prepare_us = self.enter(solution, role)
-        bench, tally = inspector.bench, check.Tally()
+        with self.phases.phase("check"):
+            tally, close = self._hold_calls(inspector)
+        frames = inspector.bench.seats[role][0].launches
+        launches = tuple(map(_launch, frames))
+        return Checked(tally.errors, close, CHECK_CALLS, launches, prepare_us), inspector
+
+    def _hold_calls(self, inspector: Inspector) -> tuple[check.Tally, bool]:
+        """Return the errors of the checked calls, and whether KernelBench would pass the first."""
+        case, bench, role, tally = self._current(), inspector.bench, inspector.variant, check.Tally()
         close = False
         for index in range(CHECK_CALLS):
             if index:
@@ -234,9 +269,7 @@ class Referee:
             if index == 0:
                 close = tally.kernelbench_close
                 bench.prove_outputs(role)
-        frames = bench.seats[role][0].launches
-        launches = tuple(map(_launch, frames))
-        return Checked(tally.errors, close, CHECK_CALLS, launches, prepare_us), inspector
+        return tally, close
 
     def close(self) -> None:
         """Let all processes go."""

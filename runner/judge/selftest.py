@@ -21,7 +21,7 @@ import torch
 from runner import analyse, gpu_lock, load, measure
 from runner.judge import boundary, edges, environment
 from runner.judge.bench import Limits
-from runner.judge.referee import Referee
+from runner.judge.referee import Referee, Ruling
 from runner.schema import PROTOCOL, Cell, Shape, Timed
 
 PROBLEM = "convtranspose2d"
@@ -44,6 +44,10 @@ RATIOS = (1.01, 1.02, 1.05)
 RATIO_SHARE = 0.9
 ORDER_BIAS = 0.004
 PROCESS_CV = 0.005
+#: Two policies of cuDNN, and by how much the time of one may depend on which came first.
+POLICIES, PLAN_SHARE = ("eager", "cudnn"), 0.02
+#: Of a kernel's name, which a library may make very long.
+NAME_CHARS = 48
 #: Where the driver tells no clock, one that is near enough to choose the length of a sleep.
 USUAL_MHZ = 1900
 #: The truth of a ratio is a share of a sleep so many times as long, whose own error counts as little.
@@ -134,7 +138,7 @@ class Selftest:
         if single:
             inspectors[0].bench.max_calls = 1
         flags: list[str] = []
-        runs = [self.referee.timing(flags).duel(*inspectors, in_order=in_order) for _ in range(repeats)]
+        runs = [self.referee.timing(flags).duel(pair, inspectors, in_order=in_order) for _ in range(repeats)]
         self.referee.part(pair)
         return [run for run in runs if run is not None]
 
@@ -209,8 +213,7 @@ class Selftest:
         )
         self.referee.limits = self.limits
         if ruling.timed is None:
-            reason = ruling.failed.reason if ruling.failed else ", ".join(ruling.flags)
-            yield Finding("processes", subject, f"no times: {reason}", passed=False)
+            yield Finding("processes", subject, _no_times(ruling), passed=False)
             return
         speedups = [math.exp(ratio) for ratio in analyse.ratios_of_processes(ruling.timed, "cudnn")]
         spread = statistics.stdev(speedups) / statistics.mean(speedups)
@@ -218,14 +221,22 @@ class Selftest:
         yield Finding("processes", subject, text, spread <= PROCESS_CV)
 
     def plans(self) -> Iterator[Finding]:
-        """PyTorch keeps the cuDNN plan of a thread's first call: each policy keeps its own."""
-        ruling = self.referee.rule(
-            self.problem, self.solution, self.cell("b16"), ("eager", "cudnn"), os.urandom(16)
-        )
-        if ruling.timed is not None:
-            eager, tuned = (analyse.median(analyse.times_us(ruling.timed, v)) for v in ("eager", "cudnn"))
-            text = f"eager {eager:.0f} us, tuned {tuned:.0f} us in alternating calls of one process"
-            yield Finding("cuDNN plans", "b16", text, None)
+        """A thread keeps the cuDNN plan of its first call: each policy has its own, whoever comes first."""
+        subject, runs = "b16", []
+        for order in (POLICIES, POLICIES[::-1]):
+            self.referee.company.drop_trusted()  # a new process has made no first call
+            ruling = self.referee.rule(self.problem, self.solution, self.cell(subject), order, os.urandom(16))
+            if ruling.timed is None:
+                text = f"{order[0]} first: {_no_times(ruling)}"
+                yield Finding("cuDNN plans", subject, text, passed=False)
+                return
+            runs.append(ruling.timed)
+        for policy in POLICIES:
+            first, second = (_median_us([run], policy) for run in runs)
+            apart = abs(math.log(second / first))
+            text = f"{first:.0f} us with {POLICIES[0]} first, {second:.0f} us with {POLICIES[1]} first:"
+            text += f" {apart:.2%} apart; ran {_plan(runs, policy)}"
+            yield Finding("cuDNN plans", f"{subject} {policy}", text, apart <= PLAN_SHARE)
 
     def edges(self) -> Iterator[Finding]:
         """Where a compute-bound kernel pays for a second wave: the SM count, and 128 in a green context."""
@@ -243,6 +254,17 @@ class Selftest:
         cell = self.cell("b16")
         for found in boundary.costs(str(self.device), self.limits, self.problem, self.solution, cell):
             yield Finding(*found)
+
+
+def _no_times(ruling: Ruling) -> str:
+    reason = ruling.failed.reason if ruling.failed else ", ".join(ruling.flags)
+    return f"no times: {reason}"
+
+
+def _plan(runs: list[Timed], variant: str) -> str:
+    """Name the kernels of a variant, once where all runs had the same."""
+    plans = [" + ".join(k.name[:NAME_CHARS] for k in run.kernels.get(variant, ())) for run in runs]
+    return ", then ".join(dict.fromkeys(plan or "unknown kernels" for plan in plans))
 
 
 def _clock(runs: list[Timed]) -> Clock:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import random
 import secrets
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib import import_module
-from typing import Any
+from typing import Any, Protocol
 
 from runner import analyse, load, measure
 from runner.channel import Call, Frame
@@ -18,19 +19,30 @@ from runner.judge.case import Case
 from runner.judge.company import Company
 from runner.judge.contestants import Foul
 from runner.judge.inspector import Inspector
+from runner.phases import Phases
 from runner.schema import NOT_RANKED, Kernel, Timed
 
 #: The baseline that runs beside two solutions.
 CALIBRATOR = "cudnn"
-#: Builds a solution for the current cell in a contestant, new if the last one was dismissed.
-Enter = Callable[[load.Solution], tuple[Inspector, float | None]]
+
+
+class Enter(Protocol):
+    """Builds a solution for the current cell in a contestant, new if the last one was dismissed."""
+
+    def __call__(
+        self, solution: load.Solution, role: str = measure.SOLUTION
+    ) -> tuple[Inspector, float | None]:
+        """Return what inspects it and what `prepare` took, in us."""
 
 
 class Timing:
     """Times solutions on one case. What a reader of the times must know becomes a flag."""
 
-    def __init__(self, company: Company, case: Case, enter: Enter, flags: list[str]) -> None:
+    def __init__(
+        self, company: Company, case: Case, enter: Enter, flags: list[str], phases: Phases | None = None
+    ) -> None:
         self.company, self.case, self.enter, self.flags = company, case, enter, flags
+        self.phases = phases or Phases()
 
     def time(self, inspector: Inspector, solution: load.Solution, baselines: tuple[str, ...]) -> Timed | None:
         """Time a solution that has been checked, or say in a flag why there are no times.
@@ -63,41 +75,62 @@ class Timing:
             kept = tuple(s.variant for s in runs[0].samples if not s.config.get("pilot"))
             again = tuple(b for b in baselines if b in kept)
             runs.append(self._rounds(inspector, again, runs[0].headline))
-        kernels = self._kernels(inspector.bench, solution)
-        runs[-1] = self._replay(inspector.bench, solution, runs[-1])
-        return replace(analyse.together(runs) if len(runs) > 1 else runs[0], kernels=kernels)
+        with self.phases.phase("trace"):
+            kernels = self._kernels(inspector.bench, solution)
+        with self.phases.phase("graph"):
+            runs[-1] = self._replay(inspector.bench, solution, runs[-1])
+        return replace(_joined(runs), kernels=kernels)
 
-    def _anew(self, solution: load.Solution) -> Inspector:
+    def _anew(self, solution: load.Solution, role: str = measure.SOLUTION) -> Inspector:
         """Build the solution in a new process; what could not stand behind a gate need not try again."""
-        self.company.dismiss(solution)
-        inspector, _ = self.enter(solution)
-        inspector.bench.gated = not any("syncs" in flag for flag in self.flags)
+        self.company.dismiss(solution, role)
+        inspector, _ = self.enter(solution, role)
+        inspector.bench.gated &= not any("syncs" in flag for flag in self.flags)
         return inspector
 
     def _remark(self, flag: str) -> None:
         if flag not in self.flags:
             self.flags.append(flag)
 
-    def duel(self, mine: Inspector, other: Inspector, *, in_order: bool = False) -> Timed | None:
-        """Time a solution that has been checked against another, `cudnn` beside them."""
-        bench = mine.bench
-        contestant, seat = other.bench.seats[other.variant]
-        rival = Inspector(bench, other.variant)
-        bench.join(other.variant, contestant, seat, rival)
+    def duel(
+        self,
+        pair: tuple[load.Solution, load.Solution],
+        inspectors: tuple[Inspector, Inspector],
+        *,
+        in_order: bool = False,
+    ) -> Timed | None:
+        """Time a solution that has been checked against another, `cudnn` beside them.
+
+        Where the limits ask for several processes, all three have a new one in each run. Raises Foul.
+        """
         try:
-            self._seat(bench, (CALIBRATOR,))
-            variants = (other.variant, CALIBRATOR)
-            timed = self._measure(bench, variants, (other.variant,), variants, in_order=in_order)
+            runs = [self._bout(*inspectors, in_order=in_order)]
+            for _ in range(self.company.limits.processes - 1):
+                self.company.drop_trusted()
+                mine, other = (self._anew(s, i.variant) for s, i in zip(pair, inspectors, strict=True))
+                runs.append(self._bout(mine, other, in_order=in_order))
         except NoBaseline as failure:
             self.company.drop_trusted()
             self.flags.append(f"no_baseline: {failure}")
         except measure.Disturbed as disturbed:
             self.flags.append(f"disturbed: {disturbed}")
         else:
-            for inspector in (mine, rival):
-                self._check_last(inspector, timed.samples[0].calls)
-            return timed
+            return _joined(runs)
         return None
+
+    def _bout(self, mine: Inspector, other: Inspector, *, in_order: bool) -> Timed:
+        """Run the rounds of two solutions in the processes that they have."""
+        bench = mine.bench
+        contestant, seat = other.bench.seats[other.variant]
+        rival = Inspector(bench, other.variant)
+        bench.join(other.variant, contestant, seat, rival)
+        self._seat(bench, (CALIBRATOR,))
+        variants = (other.variant, CALIBRATOR)
+        timed = self._measure(bench, variants, (other.variant,), variants, in_order=in_order)
+        for inspector in (mine, rival):
+            self._check_last(inspector, timed.samples[0].calls)
+        self._tell(bench, timed)
+        return replace(timed, checked_calls=mine.checked + rival.checked)
 
     def _rounds(self, inspector: Inspector, baselines: tuple[str, ...], headline: str = "") -> Timed:
         """Run the rounds against baselines; the headline is chosen among them unless it is given."""
@@ -108,18 +141,24 @@ class Timing:
         always = tuple(b for b in baselines if _flag(b, "COLUMN"))
         timed = self._measure(bench, baselines, (headline,) if headline else eligible, always)
         self._check_last(inspector, timed.samples[0].calls)
-        if not timed.settled:
-            self._remark("unsettled")
-        if timed.batched:
-            self._remark(f"{NOT_RANKED}: batch_gain")
-        if bench.power_capped:
-            self._remark("power_capped")
+        self._tell(bench, timed)
         samples = tuple(replace(s, config={**s.config, **self._config(s.variant)}) for s in timed.samples)
         return replace(timed, samples=samples, checked_calls=inspector.checked)
 
+    def _tell(self, bench: Bench, timed: Timed) -> None:
+        """Flag what a reader must know of the rounds."""
+        found = {
+            "unsettled": not timed.settled,
+            f"{NOT_RANKED}: batch_gain": timed.batched,
+            "power_capped": bench.power_capped,
+        }
+        for flag in (name for name, holds in found.items() if holds):
+            self._remark(flag)
+
     def _seat(self, bench: Bench, baselines: tuple[str, ...]) -> None:
         bench.forget_trusted()
-        trusted = self.company.trusted(self.case, baselines)
+        with self.phases.phase("baselines"):
+            trusted = self.company.trusted(self.case, baselines)
         for seat, name in enumerate(baselines):
             bench.join(name, trusted, seat)
         bench.seated[trusted.identity] = -1
@@ -137,16 +176,25 @@ class Timing:
         limits = self.company.limits
         rng = None if in_order else random.Random(secrets.randbits(64))  # noqa: S311 - an order, no secret
         settings = measure.Settings(target=limits.target, budget_s=limits.timing_s)
+        self._look_around(bench)
         gc.collect()
         gc.disable()
         try:
             while True:
                 try:
-                    return measure.measure(bench, variants, eligible, always, rng, settings)
+                    return measure.measure(
+                        bench, variants, eligible, always, rng, settings, phases=self.phases
+                    )
                 except measure.Stalled as stalled:
                     self._unstall(bench, str(stalled))
         finally:
             gc.enable()
+            self._look_around(bench)
+
+    def _look_around(self, bench: Bench) -> None:
+        """Flag whoever else computes on the device; rounds have one look before them and one behind."""
+        if bench.machine.strangers({os.getpid(), *self.company.pids}):
+            self._remark("other_processes")
 
     def _unstall(self, bench: Bench, variant: str) -> None:
         """Try smaller batches, since a queue of launches is finite; then do without a gate.
@@ -160,12 +208,12 @@ class Timing:
         bench.gated = False
         self._remark(f"{NOT_RANKED}: syncs" if variant == measure.SOLUTION else f"syncs: {variant}")
 
-    @staticmethod
-    def _check_last(inspector: Inspector, calls: int) -> None:
+    def _check_last(self, inspector: Inspector, calls: int) -> None:
         """The last call is checked in full, like the first."""
-        inspector.bench.fresh(calls)
-        inspector.bench.warm_up(inspector.variant, calls)
-        inspector.inspect(calls, thorough=True)
+        with self.phases.phase("check"):
+            inspector.bench.fresh(calls)
+            inspector.bench.warm_up(inspector.variant, calls)
+            inspector.inspect(calls, thorough=True)
 
     def _replay(self, bench: Bench, solution: load.Solution, timed: Timed) -> Timed:
         """Add the time of a captured batch, last of all: a capture that fails may take its process along."""
@@ -212,6 +260,10 @@ class Timing:
             module = import_module(f"runner.baselines.{variant}")
             config |= {**module.FLAGS, "layout": module.LAYOUT}
         return config
+
+
+def _joined(runs: Sequence[Timed]) -> Timed:
+    return analyse.together(runs) if len(runs) > 1 else runs[0]
 
 
 def _kernel(frame: Frame) -> Kernel:

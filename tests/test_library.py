@@ -1,0 +1,63 @@
+"""`evaluate` takes what the command line takes, and refuses what it refuses in the same words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from runner import evaluate, record
+from runner.load import BadInput
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CONV = "convtranspose2d"
+
+# name -> (arguments, what the line has to hold)
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "problem": (
+        {"problem": "convtranpose2d"},
+        "unknown problem 'convtranpose2d': did you mean convtranspose2d",
+    ),
+    "dtype": ({"dtypes": ["fp32", "fp99"]}, "unknown dtype 'fp99': did you mean fp32"),
+    "dtype as a text": ({"dtypes": "fp99"}, "unknown dtype 'fp99': did you mean fp32"),
+    "no dtype": ({"dtypes": []}, "unknown dtype '': known: bf16, fp16, fp32"),
+    "no name at all": ({"dtypes": [16]}, "unknown dtype '16': did you mean fp16"),
+    "math": ({"maths": ["x"]}, "unknown math 'x': known: fp32, tf32"),
+    "no math": ({"maths": ()}, "unknown math ''"),
+    "shape": ({"shapes": "smok"}, "unknown sweep or shape 'smok': did you mean smoke"),
+    "shape field": ({"shapes": ["batch=0"]}, "batch=0"),
+    "baseline": ({"baselines": "cuddn"}, "unknown baseline 'cuddn': did you mean cudnn"),
+    "device": ({"device": "gpu"}, "--device 'gpu': cpu, cuda or cuda:N"),
+    "source": ({"source": b"x = 1"}, "the source is of type bytes: give the solution's text, a str"),
+    "no text": ({"source": "x = '\ud800'"}, "'candidate' is not UTF-8 (byte 5)"),
+    "NUL": ({"source": "x = 1\0"}, "'candidate' holds NUL bytes"),
+    "name": (
+        {"name": "../up"},
+        "name '../up' cannot name records: letters, digits, '_' and '-' can, as in 'up'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_the_command_line_refuses_is_refused(name: str) -> None:
+    arguments, part = REFUSED[name]
+    with pytest.raises(BadInput) as caught:
+        evaluate(**{"source": "x = 1\n", "problem": CONV, "device": "cpu", **arguments})
+    assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_text_is_one_name_and_a_folder_may_be_a_text(tmp_path: Path) -> None:
+    found = evaluate(
+        "x = 1\n",
+        CONV,
+        shapes="smoke/sparse",
+        dtypes="fp16",
+        maths="tf32",
+        device="cpu",
+        results=str(tmp_path),
+    )
+    assert [(one.cell.label, one.cell.dtype, one.status) for one in found] == [("sparse", "fp16", "BUILD")]
+    assert record.read(tmp_path / "cpu" / CONV / "candidate.jsonl")[0] == found
