@@ -152,7 +152,7 @@ def submit(
         _require_isolation(records, isolation)
         _require_times(records, file)
         written = keep(request.solutions[0], records, request.results)
-        return Report(records, (*lines, *_success(records, written, request.results)), written)
+        return Report(records, (*lines, *_success(records, written)), written)
 
 
 def _require_isolation(records: Sequence[Record], least: str) -> None:
@@ -312,14 +312,13 @@ def _remainder(request: plan.Request, file: str, isolation: str) -> tuple[str, .
     )
 
 
-def _success(records: Sequence[Record], written: Sequence[Path], results: Path) -> tuple[str, ...]:
+def _success(records: Sequence[Record], written: Sequence[Path]) -> tuple[str, ...]:
     levels = {one.environment["isolation"]["level"] for one in records if one.checked}
     unranked = " (not ranked)" if levels != {ISOLATION[-1]} else ""
     return (
         f"timed on {records[0].card}: {_tally(records)}, isolation {' and '.join(sorted(levels))}{unranked}",
         f"times are of protocol {PROTOCOL}, in {_processes(records)}",
         *(f"written: {path}" for path in written),
-        f"next: {_command('leaderboard', '--write', '--results', str(results))}",
     )
 
 

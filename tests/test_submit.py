@@ -17,8 +17,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from test_faults import expectation
 
-from runner import arguments, leaderboard, lint, load, pipeline, plan, record, submit
+from runner import arguments, leaderboard, lint, load, pipeline, plan, record, standings, submit
 from runner.cli import main
+from runner.commands import checking
 from runner.schema import DTYPES, HIDDEN, PROTOCOL, Cell, Failed, Record, Samples, Status, Timed
 
 if TYPE_CHECKING:
@@ -377,7 +378,7 @@ def gpu_request(folders: Folders) -> plan.Request:
 
 
 def test_on_a_gpu_a_file_and_its_records_are_kept_and_go_to_the_table(
-    folders: Folders, passed: Record
+    folders: Folders, passed: Record, capsys: pytest.CaptureFixture[str]
 ) -> None:
     request, seen, before = gpu_request(folders), [], folders.snapshot()
     report = submit.submit(request, "mine.py", seen.append, run=on_a_gpu(passed))
@@ -396,7 +397,14 @@ def test_on_a_gpu_a_file_and_its_records_are_kept_and_go_to_the_table(
     words = "\n".join(report.lines)
     assert f"timed on h200: {len(records)} PASS, isolation full\n" in words
     assert "one process a cell (--ranked: in five)" in words
-    assert f"leaderboard --write --results {folders.results}" in words
+
+    readme = folders.results / "README.md"
+    checking.show_place(folders.results, folders.root, report.records[0])
+    assert "warning: the boards are not renewed" in capsys.readouterr().err
+    readme.write_text(f"{standings.BEGIN}\n{standings.END}\n")
+    checking.show_place(folders.results, folders.root, report.records[0])
+    assert "ask_the_layer" in capsys.readouterr().out
+    assert standings.is_current(readme, boards, {})
 
 
 def test_the_same_text_may_come_again(folders: Folders, passed: Record) -> None:

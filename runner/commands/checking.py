@@ -10,10 +10,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from runner import admit, cards, devices, lint, load, output_rules, pipeline, plan, report, submit
+from runner import (
+    admit,
+    cards,
+    devices,
+    leaderboard,
+    lint,
+    load,
+    output_rules,
+    pipeline,
+    plan,
+    report,
+    selftest,
+    standings,
+    submit,
+)
 from runner.commands import exits, progress, words
 from runner.lint import Finding
-from runner.load import Problem, Solution
+from runner.load import BadInput, Problem, Solution
 from runner.pipeline import Outcome
 from runner.schema import Record, Status
 
@@ -87,7 +101,27 @@ def submit_file(options: argparse.Namespace) -> int:
     if outcome.written:
         print(report.table(outcome.records, "table"))
     print("\n".join(outcome.lines))
+    if outcome.written:
+        show_place(options.results, options.solutions.parent, outcome.records[0])
     return exits.of_records(outcome.records)
+
+
+def show_place(results: Path, root: Path, kept: Record) -> None:
+    """Renew the boards in the README of `results`, and show those that a kept record is on.
+
+    `root` has `problems/` and `solutions/`; boards speak of those files, so without problems there are none.
+    """
+    if kept.problem not in load.problem_names(root):
+        return
+    boards, _ = leaderboard.read(results, root)
+    readme = results / "README.md"
+    try:
+        standings.write(readme, boards, selftest.recorded(results))
+        print(f"written: {readme}")
+    except BadInput as error:  # the file is kept all the same
+        print(f"warning: the boards are not renewed: {error}", file=sys.stderr)
+    print()
+    print(standings.show(standings.only(boards, kept.card, kept.problem), "table", None))
 
 
 def admit_problem(options: argparse.Namespace) -> int:
