@@ -13,7 +13,7 @@ run: $(VENV)/ready
 	$(BIN)/python -m runner --problem convtranspose2d --solution gather_gemm --solution phase_gemm
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -q -m "not gpu and not browser"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not gpu and not browser"
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check

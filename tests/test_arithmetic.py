@@ -154,7 +154,8 @@ def test_another_kernel_never_lifts_a_mismatch(
     decided, flags = decide(cell, proposed, error)
     wider, still = decide(cell, proposed | more, error)
     assert set(flags) <= set(still)
-    assert CLASSES.index(wider) >= CLASSES.index(decided) or decided == UNKNOWN
+    if set(flags) == set(still) and decided != UNKNOWN:  # a new mismatch is named, whatever its place
+        assert CLASSES.index(wider) >= CLASSES.index(decided)
 
 
 @given(proposals.filter(lambda found: UNKNOWN not in found))
