@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -209,3 +210,10 @@ def test_a_documented_command_parses(command: str) -> None:
     words = shlex.split(command, comments=True)
     with contextlib.suppress(SystemExit):  # --help and --version; what is wrong is BadInput
         arguments.parse(words)
+
+
+def test_what_is_installed_is_all_of_the_runner() -> None:
+    """An editable install finds folders that a wheel would lack."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    packages = (file.parent.relative_to(ROOT) for file in (ROOT / "runner").rglob("__init__.py"))
+    assert sorted(listed) == sorted(".".join(folder.parts) for folder in packages)
