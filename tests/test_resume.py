@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import subprocess
 
     from conftest import CommandLine
@@ -157,6 +159,15 @@ def test_a_solution_named_twice_runs_once(sweep: Sweep) -> None:
     assert f"\n{CELLS} cells" in sweep.runner.said("out")
 
 
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """Let processes hear SIGINT even where the tests run in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
 def test_an_interrupted_run_says_one_line(sweep: Sweep) -> None:
     with sweep.start() as process:
         sweep.runner.wait_for_lines(1)
