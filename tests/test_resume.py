@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import subprocess
+    from collections.abc import Iterator
 
     from conftest import CommandLine
 
