@@ -121,7 +121,7 @@ def show_place(results: Path, root: Path, kept: Record) -> None:
     except BadInput as error:  # the file is kept all the same
         print(f"warning: the boards are not renewed: {error}", file=sys.stderr)
     print()
-    print(standings.show(standings.only(boards, kept.card, kept.problem), "table", None))
+    print(standings.show(standings.only(boards, kept.card, kept.problem)))
 
 
 def admit_problem(options: argparse.Namespace) -> int:
