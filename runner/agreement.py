@@ -44,6 +44,26 @@ def compare(
     return reports
 
 
+def totals(reports: Sequence[Report]) -> list[dict[str, Any]]:
+    """Sum up reports by solution and arithmetic, each difference with its shape.
+
+    `failed` has the shapes that could not be compared, each with its reason.
+    """
+    sums: dict[tuple[str, ...], dict[str, Any]] = {}
+    for report in reports:
+        names = ("problem", "solution", "arithmetic", "card", "predicted_by", "ran", "ncu")
+        place = {name: report[name] for name in names}
+        counts = {"cells": 0, "launches": 0, "differences": [], "failed": {}}
+        one = sums.setdefault(tuple(map(str, place.values())), place | counts)
+        if "error" in report:
+            one["failed"][report["shape"]] = report["error"]
+            continue
+        one["cells"] += 1
+        one["launches"] += report["launches"]
+        one["differences"] += [{"shape": report["shape"], **each} for each in report["differences"]]
+    return list(sums.values())
+
+
 def _card(seen: Observation) -> cards.Card:
     card = seen.device.card
     if card is None:

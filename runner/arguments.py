@@ -317,7 +317,11 @@ def _add_profile(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=FORMATS, default="table")
     parser.add_argument("--results", type=Path, default=ROOT / "results", metavar="DIR")
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="FILE", help="write the JSON there, for `prompt --profile`"
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="write the JSON there, for `prompt --profile`; with --against-explain append sums as JSON lines",
     )
     parser.set_defaults(command="profile")
 

@@ -138,15 +138,23 @@ class _Run:
             return make_record(self.request.problem, job, environment, card, {"failed": to_json(refusal)}, "")
         try:
             answer = self._judge().ask(_question(self.request, job))
-            self.deaths = 0
         except JudgeDied as error:
-            self.judge = None
-            self.deaths += 1
-            if self.deaths >= _MAX_JUDGE_DEATHS:
-                raise HarnessFailure(f"the judge died {self.deaths} times in a row: {error}") from error
             failed = to_json(Failed(Status.ERROR, "judge", str(error)))
-            answer = {"ruling": {"failed": failed}, "entropy": ""}
+            answer = {"ruling": {"failed": failed}, "entropy": "", "lost": str(error)}
+        self._count_death(answer["lost"])
         return make_record(self.request.problem, job, environment, card, answer["ruling"], answer["entropy"])
+
+    def _count_death(self, lost: str) -> None:
+        """Have the next cell ask a new judge if this one is gone, or has no GPU."""
+        if not lost:
+            self.deaths = 0
+            return
+        if self.judge is not None:
+            self.judge.close()
+            self.judge = None
+        self.deaths += 1
+        if self.deaths >= _MAX_JUDGE_DEATHS:
+            raise HarnessFailure(f"the judge died {self.deaths} times in a row: {lost}")
 
 
 def require_sms(sms: int, environment: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from runner.gpu_lock import DeviceBusy
 from runner.judge_process import JudgeDied
-from runner.load import ROOT, BadInput, known_names
+from runner.load import ROOT, known_names
 from runner.schema import PROTOCOL
 
 PARTS = ("equals", "order", "ratios", "processes", "plans", "edges", "boundary")
@@ -43,15 +43,6 @@ def run(device: str, parts: Sequence[str]) -> Iterator[dict[str, Any]]:
             yield finding
     if process.returncode:
         raise JudgeDied(f"the selftest ended with code {process.returncode}")
-
-
-def append(path: Path, findings: Sequence[dict[str, Any]]) -> None:
-    """Add findings to a file of JSON lines. Raises BadInput for one that cannot be written."""
-    try:
-        with path.open("a") as file:
-            file.writelines(json.dumps(finding) + "\n" for finding in findings)
-    except OSError as error:
-        raise BadInput(f"cannot write '{path}': {error.strerror}") from error
 
 
 def recorded(results: Path) -> dict[str, list[dict[str, str]]]:

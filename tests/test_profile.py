@@ -663,6 +663,41 @@ def test_differences_are_listed_one_by_one(
     assert [[row[name] for name in ("quantity", "predicted", "measured")] for row in rows] == told
 
 
+REPORT = {"problem": "p", "solution": "s", "arithmetic": "tf32", "card": "h200", "predicted_by": "3.6.0"}
+REPORT |= {"ran": "3.6.0", "ncu": "2025.3"}
+UNEQUAL = {"launch": 0, "kernel": "k", "quantity": "registers", "predicted": 10, "measured": 16}
+
+
+def test_totals_count_each_solution_in_each_arithmetic_and_keep_what_differs() -> None:
+    equal = REPORT | {"shape": "a", "launches": 2, "not_predicted": [], "differences": []}
+    unequal = equal | {"shape": "b", "launches": 1, "differences": [UNEQUAL]}
+    failed = REPORT | {"shape": "c", "error": "no room"}
+    first, other = agreement.totals([equal, unequal, failed, equal | {"arithmetic": "fp16"}])
+    assert {
+        **REPORT,
+        "arithmetic": "fp16",
+        "cells": 1,
+        "launches": 2,
+        "differences": [],
+        "failed": {},
+    } == other
+    assert (first["cells"], first["launches"]) == (2, 3)
+    assert first["differences"] == [{"shape": "b"} | UNEQUAL]
+    assert first["failed"] == {"c": "no room"}
+
+
+def test_totals_are_appended(
+    tool: Tool, predicted: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del predicted
+    tool.says("log", page(row()))
+    for _ in range(2):
+        profile("--against-explain", "-o", str(tmp_path / "sums.jsonl"))
+    lines = (tmp_path / "sums.jsonl").read_text().splitlines()
+    assert [json.loads(line)["launches"] for line in lines] == [1, 1]
+    assert "0 differences" in capsys.readouterr().out
+
+
 def test_what_could_not_run_is_not_compared(
     tool: Tool, predicted: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:

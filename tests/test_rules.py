@@ -84,6 +84,7 @@ LAYERS = {
     "runner.load": ("runner.schema",),
     "runner.record": ("runner.schema", "runner.decode"),
     "runner.report": ("runner.schema", "runner.analyse", "runner.waves"),
+    "runner.jsonl": ("runner.load",),
     "runner.gpu_lock": (),
     "runner.diagnosis": (),
     "runner.doctor_host": ("runner.load", "runner.schema", "runner.ncu", "runner.diagnosis"),

@@ -132,6 +132,7 @@ REFUSED: dict[str, tuple[str, Callable[[Scene], object]]] = {
     "disown its orphans": ("seccomp", lambda _: libc.prctl(libc.PR_SET_CHILD_SUBREAPER, 0)),
     "start a sibling": ("seccomp", start_a_sibling),
     "own a file": ("seccomp", lambda s: os.chown(s.secret, os.getuid(), os.getgid())),
+    "date a file": ("seccomp", lambda s: os.utime(s.secret)),
     "mark a file": ("seccomp", lambda s: os.setxattr(s.secret, "user.mark", b"1")),
 }
 
@@ -195,8 +196,12 @@ def fill_a_cache(scene: Scene) -> None:
     work.mkdir()
     cache.mkdir()
     (work / "kernel").write_text("x" * 9)
-    shutil.copy(work / "kernel", work / "copy")
+    shutil.copy2(work / "kernel", work / "copy")
     (work / "copy").rename(cache / "kernel")
+    (work / "lock").touch()
+    (work / "lock").unlink()
+    subprocess.run(["touch", work / "lock"], check=True)
+    assert (work / "lock").exists()
     shutil.rmtree(work)
 
 
@@ -294,6 +299,7 @@ def observe(scene: Scene, variant: str) -> dict[str, Any]:
     tried = {name: outcome(attempt, scene) for name, attempt in attempts.items()}
     # answered with success and not done
     scene.secret.chmod(0o600 if variant == "control" else 0o777)
+    os.utime(scene.secret, (0, 0))
     os.sched_setaffinity(scene.judge, {min(os.sched_getaffinity(0))})
     return {
         "isolation": asdict(isolation),
@@ -348,7 +354,7 @@ def judge(folder: str) -> None:
             (scene.outside / name).write_text("42")
         shutil.copy("/bin/true", scene.outside / "true")
         (scene.scratch / "shortcut").symlink_to(scene.secret)
-        mode, processors = scene.secret.stat().st_mode, os.sched_getaffinity(0)
+        before, processors = scene.secret.stat(), os.sched_getaffinity(0)
         with contextlib.suppress(ValueError):  # lowered for good by the control, unless by root
             resource.setrlimit(resource.RLIMIT_CORE, (most, most))
         with socket.socket(socket.AF_UNIX) as path, socket.socket(socket.AF_UNIX) as name:
@@ -357,7 +363,9 @@ def judge(folder: str) -> None:
             path.listen()
             name.listen()
             observed = in_a_fork(lambda scene=scene, variant=variant: observe(scene, variant))
-        observed["mode_kept"] = scene.secret.stat().st_mode == mode
+        after = scene.secret.stat()
+        observed["mode_kept"] = after.st_mode == before.st_mode
+        observed["date_kept"] = after.st_mtime_ns == before.st_mtime_ns
         observed["affinity_kept"] = os.sched_getaffinity(0) == processors
         os.sched_setaffinity(0, processors)
         (SHARED / str(scene.judge)).unlink(missing_ok=True)
@@ -424,8 +432,10 @@ def signals_by_seccomp(observed: dict[str, Any]) -> bool:
 def test_attributes_of_others_are_left_alone(observations: dict[str, Any], variant: str) -> None:
     need(observations[variant], "seccomp")
     assert observations[variant]["mode_kept"]
+    assert observations[variant]["date_kept"]
     assert observations[variant]["affinity_kept"]
     assert not observations["control"]["mode_kept"]
+    assert not observations["control"]["date_kept"]
 
 
 @pytest.mark.parametrize("variant", CONFINED)
@@ -677,6 +687,9 @@ def expected(name: str, first: int, second: int, own_pid: int | None) -> int:
     allowed |= dict.fromkeys(signals, own_pid is None or first == own_pid)
     if allowed.get(name):
         return seccomp.ALLOW
+    if "utime" in name:
+        path, times = (second, 0) if name in {"futimesat", "utimensat"} else (first, second)
+        return seccomp.REFUSE if path and not times else seccomp.PRETEND
     if "chmod" in name or name == "sched_setaffinity":
         return seccomp.PRETEND
     return seccomp.UNKNOWN if name == "clone3" else seccomp.REFUSE

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from runner import cli, selftest
+from runner import cli, jsonl, selftest
 from runner.gpu_lock import DeviceBusy
 from runner.judge.referee import Ruling
 from runner.judge.selftest import Clock, Finding, Selftest, reliable_from_us
@@ -78,9 +78,9 @@ def test_the_latest_findings_of_this_protocol_are_read_whatever_else_a_file_hold
     path.parent.mkdir()
     now = {"protocol": PROTOCOL, "time_utc": "2026-01-02T03:04:05+00:00"}
     for finding in FINDINGS:
-        selftest.append(path, [finding | now])
-    selftest.append(path, [FINDINGS[0] | now | {"figure": "26.0 us: SD 0.10%"}])
-    selftest.append(path, [FINDINGS[0] | now | {"protocol": PROTOCOL - 1, "subject": "old"}])
+        jsonl.append(path, [finding | now])
+    jsonl.append(path, [FINDINGS[0] | now | {"figure": "26.0 us: SD 0.10%"}])
+    jsonl.append(path, [FINDINGS[0] | now | {"protocol": PROTOCOL - 1, "subject": "old"}])
     with path.open("ab") as file:
         file.write(b'\xff{"test": 1}\n[]\n')
         file.write(f'{{"test": "a", "subject": "b", "figure": "c", "protocol": {PROTOCOL}}}\n'.encode())
@@ -94,7 +94,7 @@ def test_the_latest_findings_of_this_protocol_are_read_whatever_else_a_file_hold
     ]
     assert {line["date"] for line in lines} == {"2026-01-02"}
     with pytest.raises(BadInput, match="cannot write"):
-        selftest.append(tmp_path, [])
+        jsonl.append(tmp_path, [])
 
 
 def test_the_judges_clock_is_good_from_where_all_longer_calls_are() -> None:

@@ -11,6 +11,7 @@ from runner import (
     cards,
     explain,
     explain_table,
+    jsonl,
     observe,
     plan,
     profile_table,
@@ -63,6 +64,9 @@ def profile_launches(options: argparse.Namespace) -> int:
     data = json.dumps(reports[0] if len(reports) == 1 else reports, indent=1)
     print(data if options.format == "json" else text)
     if options.output is not None:
-        options.output.write_text(f"{data}\n")
+        if options.against_explain:
+            jsonl.append(options.output, agreement.totals(reports))
+        else:
+            options.output.write_text(f"{data}\n")
     wrong = any("error" in report or report.get("differences") for report in reports)
     return exits.EXIT_FAILED if wrong else exits.EXIT_DONE

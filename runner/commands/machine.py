@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from runner import devices, doctor, selftest
+from runner import devices, doctor, jsonl, selftest
 from runner.commands import exits
 
 
@@ -16,12 +16,12 @@ def run_selftest(options: argparse.Namespace) -> int:
     if device == "cpu":
         raise devices.NoDevice("selftest times kernels: it needs a CUDA device; see `doctor`")
     if options.output:
-        selftest.append(options.output, [])  # whoever cannot write should hear it before, not after
+        jsonl.append(options.output, [])  # whoever cannot write should hear it before, not after
     findings = []
     for finding in selftest.run(device, options.part):
         print(selftest.line(finding), file=sys.stderr)
         if options.output:
-            selftest.append(options.output, [finding])
+            jsonl.append(options.output, [finding])
         findings.append(finding)
     print(selftest.table(findings, options.format))
     return exits.EXIT_FAILED if any(one["passed"] is False for one in findings) else exits.EXIT_DONE

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from runner import compare, load, pipeline, plan, report, selftest
+from runner import compare, jsonl, load, pipeline, plan, report
 from runner.commands import exits, progress, words
 from runner.load import BadInput, Solution
 from runner.plan import Request
@@ -76,7 +76,7 @@ def compare_two(options: argparse.Namespace) -> int:
     mine, other = (load.find_solution(name, problem.name) for name in (options.solution, options.other))
     request = words.request_of(options, problem, [mine])
     if options.output is not None:
-        selftest.append(options.output, [])  # whoever cannot write should hear it before, not after
+        jsonl.append(options.output, [])  # whoever cannot write should hear it before, not after
 
     def watch(cell: Cell) -> None:
         print(f"{cell.sweep}/{cell.label} {cell.arithmetic}", file=sys.stderr)
@@ -85,6 +85,6 @@ def compare_two(options: argparse.Namespace) -> int:
     for duel in compare.compare(request, other, watch):
         rows.append(compare.row(duel))
         if options.output is not None:
-            selftest.append(options.output, rows[-1:])
+            jsonl.append(options.output, rows[-1:])
     print(compare.table(rows, options.format))
     return exits.EXIT_DONE if all(one["status"] == "PASS" for one in rows) else exits.EXIT_FAILED

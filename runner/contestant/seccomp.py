@@ -101,6 +101,10 @@ NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
     "fchmod": (91, 52),
     "fchmodat": (268, 53),
     "fchmodat2": (452, 452),
+    "utime": (132, None),
+    "utimes": (235, None),
+    "futimesat": (261, None),
+    "utimensat": (280, 88),
     "chown": (92, None),
     "lchown": (94, None),
     "fchown": (93, 55),
@@ -166,6 +170,13 @@ def _except(index: int, values: tuple[int, ...]) -> list[Instruction]:
     return body + _answer(ALLOW) + _answer(REFUSE)
 
 
+def _dated(path: int, times: int) -> list[Instruction]:
+    """Refuse "now" for a path, after which `Path.touch` makes the file; pretend any other date."""
+    body = [*_argument(times, _WHOLE), Instruction(_EQUAL, 1, 0, 0), *_answer(PRETEND)]
+    body += [*_argument(path, _WHOLE), Instruction(_EQUAL, 0, 1, 0), *_answer(PRETEND)]
+    return body + _answer(REFUSE)
+
+
 def _bodies(own_pid: int | None) -> dict[str, list[Instruction]]:
     """Return what becomes of each call; with `own_pid`, signals reach that process alone."""
     itself = _only((0, _WHOLE, (0,)))
@@ -179,6 +190,8 @@ def _bodies(own_pid: int | None) -> dict[str, list[Instruction]]:
     bodies["prctl"] = _except(0, (libc.PR_SET_DUMPABLE, libc.PR_SET_CHILD_SUBREAPER))
     bodies["fcntl"] = _except(1, (_F_SETOWN, _F_SETSIG, _F_SETOWN_EX))
     bodies |= dict.fromkeys(("chmod", "fchmod", "fchmodat", "fchmodat2"), _answer(PRETEND))
+    bodies |= dict.fromkeys(("utime", "utimes"), _dated(path=0, times=1))
+    bodies |= dict.fromkeys(("futimesat", "utimensat"), _dated(path=1, times=2))
     bodies |= dict.fromkeys(("socket", "socketpair"), unix)
     bodies |= dict.fromkeys(("prlimit64", "sched_setscheduler", "sched_setparam", "sched_setattr"), itself)
     bodies |= dict.fromkeys(("migrate_pages", "move_pages"), itself)

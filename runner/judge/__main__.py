@@ -1,9 +1,10 @@
 """The judge's process: requests on standard input, answers on standard output, one JSON line each.
 
 `{"problem": PATH, "name": NAME, "solution": {...}, "cell": {...}, "baselines": [...], "limits": {...}}`
-is answered by `{"ruling": {...}, "entropy": HEX}`; with a `"rival": {...}` in the place of baselines the two
-solutions are timed against each other. The first line out is `{"environment": {...}}`, or
-`{"busy": WHY}` where another process has the GPU.
+is answered by `{"ruling": {...}, "entropy": HEX, "lost": WHY}`; with a `"rival": {...}` in the place of
+baselines the two solutions are timed against each other. `lost` is empty unless the GPU answers the judge
+no more, which then ends. The first line out is `{"environment": {...}}`, or `{"busy": WHY}` where another
+process has the GPU.
 Both ends are trusted; what contestants print never comes near these descriptors.
 """
 
@@ -50,7 +51,22 @@ def answer(referee: Referee, request: dict[str, Any]) -> dict[str, Any]:
         ruling = Ruling(
             Failed(Status.ERROR, "judge", f"{type(error).__name__}: {error}", traceback.format_exc()[-2000:])
         )
-    return {"ruling": to_json(ruling), "entropy": referee.entropy_of(entropy)}
+    lost = "" if ruling.failed is None else _lost(referee.device)
+    if ruling.failed is not None and lost:
+        # no solution can do that to another process's context: whatever was found is the machine's doing
+        ruling = Ruling(Failed(Status.ERROR, "judge", f"the GPU is lost: {lost}", ruling.failed.detail))
+    return {"ruling": to_json(ruling), "entropy": referee.entropy_of(entropy), "lost": lost}
+
+
+def _lost(device: torch.device) -> str:
+    """Why this process can use its GPU no more, or nothing."""
+    if device.type == "cpu":
+        return ""
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError as error:
+        return str(error).partition("\n")[0]
+    return ""
 
 
 def _solution(text: dict[str, str]) -> load.Solution:
@@ -84,7 +100,10 @@ def serve(device: str, out: TextIO) -> None:
     print(json.dumps({"environment": described}), file=out)
     try:
         for line in sys.stdin:
-            print(json.dumps(answer(referee, json.loads(line))), file=out)
+            answered = answer(referee, json.loads(line))
+            print(json.dumps(answered), file=out)
+            if answered["lost"]:
+                sys.exit(f"the GPU is lost: {answered['lost']}")
     finally:
         referee.close()
 

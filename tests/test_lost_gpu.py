@@ -1,0 +1,122 @@
+"""A GPU that is taken away in the middle of a sweep costs one cell; the rest waits for the next run."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from runner import cli, pipeline
+from runner.commands import exits
+from runner.judge_process import Judge, JudgeDied
+
+if TYPE_CHECKING:
+    from conftest import CommandLine
+
+CELLS = 6
+SWEEP = ("--shapes", "smoke", "--dtype", "fp32", "--math", "tf32")
+WHAT = ("--problem", "convtranspose2d", "--solution", "phase_gemm", *SWEEP)
+LOST = {"status": "ERROR", "stage": "judge", "reason": "the GPU is lost: gone", "detail": ""}
+
+#: Started with every interpreter: in a judge, an index out of range takes the context away once the file
+#: TAKE is there, and as long as GONE is there a new judge sees no GPU.
+TAKER = """\
+import os, sys, threading, time
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+
+def take():
+    while not (FOLDER / "TAKE").exists():
+        time.sleep(0.01)
+    (FOLDER / "TAKE").unlink()
+    import torch
+    try:
+        torch.zeros(1, device="cuda")[torch.tensor([1 << 30], device="cuda")].cpu()
+    except RuntimeError:
+        pass
+
+if "runner.judge" in sys.orig_argv:
+    if (FOLDER / "GONE").exists():
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    threading.Thread(target=take, daemon=True).start()
+"""
+
+
+class Losing(Judge):
+    """A judge on the CPU that says of its second cell that the GPU is lost, and then ends."""
+
+    started, asked = 0, 0
+    comes_back = True
+
+    def __init__(self, device: str) -> None:
+        if Losing.started and not Losing.comes_back:
+            raise JudgeDied("the judge ended with code 1")
+        Losing.started += 1
+        super().__init__(device)
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        answer = super().ask(request)
+        Losing.asked += 1
+        return answer | {"ruling": {"failed": LOST}, "lost": "gone"} if Losing.asked == 2 else answer
+
+
+@pytest.fixture(autouse=True)
+def losing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "Judge", Losing)
+    Losing.started = Losing.asked = 0
+    Losing.comes_back = True
+
+
+def run(folder: Path) -> tuple[int, Counter[str]]:
+    code = cli.main([*WHAT, "--device", "cpu", "--results", str(folder)])
+    lines = (folder / "cpu" / "convtranspose2d" / "phase_gemm.jsonl").read_text().splitlines()
+    return code, Counter(json.loads(line)["status"] for line in lines)
+
+
+def test_the_next_cell_asks_a_judge_with_a_context_of_its_own(tmp_path: Path) -> None:
+    assert run(tmp_path) == (exits.EXIT_HARNESS, {"PASS": CELLS - 1, "ERROR": 1})
+    assert Losing.started == 2
+    assert run(tmp_path) == (exits.EXIT_DONE, {"PASS": CELLS, "ERROR": 1})
+
+
+def test_a_gpu_that_stays_away_ends_the_run_and_what_was_recorded_stays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Losing.comes_back = False
+    assert run(tmp_path) == (exits.EXIT_HARNESS, {"PASS": 1, "ERROR": 1})
+    assert capsys.readouterr().err.endswith(
+        "error: the judge does not start on cpu: the judge ended with code 1\n"
+    )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_a_context_that_breaks_under_the_judge(
+    comes_back: bool, command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = command_line
+    (runner.folder / "sitecustomize.py").write_text(TAKER)
+    monkeypatch.setenv("PYTHONPATH", f"{runner.folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    options = (*WHAT, "--device", "cuda:0", "--quick", "--baseline", "eager")
+    with runner.start(*options) as process:
+        runner.wait_for_lines(1)
+        if not comes_back:
+            (runner.folder / "GONE").touch()
+        (runner.folder / "TAKE").touch()
+        assert process.wait(120) == exits.EXIT_HARNESS
+    runner.require_nothing_left()
+    found = Counter(json.loads(line)["status"] for line in runner.lines())
+    assert found.pop("ERROR") == 1
+    assert found.keys() == {"PASS"}
+    assert (found["PASS"] == CELLS - 1) == comes_back
+    assert "the GPU is lost: CUDA error: " in runner.said("err")
+    assert "Traceback" not in runner.said("err")
+
+    (runner.folder / "GONE").unlink(missing_ok=True)
+    assert runner.run(*options) == exits.EXIT_DONE
+    assert Counter(json.loads(line)["status"] for line in runner.lines()) == {"PASS": CELLS, "ERROR": 1}
