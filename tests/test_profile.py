@@ -673,14 +673,8 @@ def test_totals_count_each_solution_in_each_arithmetic_and_keep_what_differs() -
     unequal = equal | {"shape": "b", "launches": 1, "differences": [UNEQUAL]}
     failed = REPORT | {"shape": "c", "error": "no room"}
     first, other = agreement.totals([equal, unequal, failed, equal | {"arithmetic": "fp16"}])
-    assert {
-        **REPORT,
-        "arithmetic": "fp16",
-        "cells": 1,
-        "launches": 2,
-        "differences": [],
-        "failed": {},
-    } == other
+    sums = {"cells": 1, "launches": 2, "differences": [], "failed": {}}
+    assert other == {**REPORT, "arithmetic": "fp16"} | sums
     assert (first["cells"], first["launches"]) == (2, 3)
     assert first["differences"] == [{"shape": "b"} | UNEQUAL]
     assert first["failed"] == {"c": "no room"}
