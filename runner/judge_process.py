@@ -33,6 +33,8 @@ class Judge:
             first = self._read()
             if "busy" in first:
                 raise DeviceBusy(first["busy"])
+            if "unusable" in first:
+                raise JudgeDied(first["unusable"])
         except (JudgeDied, DeviceBusy):
             self.close()
             raise

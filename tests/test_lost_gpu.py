@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 
 from runner import cli, pipeline
 from runner.commands import exits
@@ -92,6 +93,13 @@ def test_a_gpu_that_stays_away_ends_the_run_and_what_was_recorded_stays(
     assert capsys.readouterr().err.endswith(
         "error: the judge does not start on cpu: the judge ended with code 1\n"
     )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU that there is can be used")
+def test_a_judge_says_in_a_line_why_its_gpu_cannot_be_used(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(JudgeDied, match="CUDA"):
+        Judge("cuda:0")
+    assert "Traceback" not in capfd.readouterr().err
 
 
 @pytest.mark.gpu

@@ -3,8 +3,8 @@
 `{"problem": PATH, "name": NAME, "solution": {...}, "cell": {...}, "baselines": [...], "limits": {...}}`
 is answered by `{"ruling": {...}, "entropy": HEX, "lost": WHY}`; with a `"rival": {...}` in the place of
 baselines the two solutions are timed against each other. `lost` is empty unless the GPU answers the judge
-no more, which then ends. The first line out is `{"environment": {...}}`, or `{"busy": WHY}` where another
-process has the GPU.
+no more, which then ends. The first line out is `{"environment": {...}}`, `{"busy": WHY}` where another process
+has the GPU, or `{"unusable": WHY}`.
 Both ends are trusted; what contestants print never comes near these descriptors.
 """
 
@@ -89,12 +89,14 @@ def main() -> None:
 
 def serve(device: str, out: TextIO) -> None:
     """Say what the device is, then answer request after request."""
-    torch.set_num_threads(1 if device != "cpu" else max(1, torch.get_num_threads()))
-    described = environment.describe(device)
-    sys.stderr.writelines(f"warning: {line}\n" for line in environment.warnings(described))
-    if device != "cpu":
-        torch.cuda.set_device(torch.device(device))
-        described["ceilings"] = ceilings.measure(torch.device(device))
+    try:
+        described = prepare(device)
+    except (
+        RuntimeError,
+        AssertionError,
+    ) as error:  # torch's, of a GPU that cannot be used or a build without
+        print(json.dumps({"unusable": str(error).partition("\n")[0]}), file=out)
+        return
     gc.freeze()  # what is there now stays: a collection before each measurement need not look through it
     referee = Referee(device, Limits())
     print(json.dumps({"environment": described}), file=out)
@@ -106,6 +108,17 @@ def serve(device: str, out: TextIO) -> None:
                 sys.exit(f"the GPU is lost: {answered['lost']}")
     finally:
         referee.close()
+
+
+def prepare(device: str) -> dict[str, Any]:
+    """Describe a device and what it reaches at best; raises torch's errors for one that cannot be used."""
+    torch.set_num_threads(1 if device != "cpu" else max(1, torch.get_num_threads()))
+    described = environment.describe(device)
+    sys.stderr.writelines(f"warning: {line}\n" for line in environment.warnings(described))
+    if device != "cpu":
+        torch.cuda.set_device(torch.device(device))
+        described["ceilings"] = ceilings.measure(torch.device(device))
+    return described
 
 
 if __name__ == "__main__":
