@@ -3,8 +3,8 @@
 `{"problem": PATH, "name": NAME, "solution": {...}, "cell": {...}, "baselines": [...], "limits": {...}}`
 is answered by `{"ruling": {...}, "entropy": HEX, "lost": WHY}`; with a `"rival": {...}` in the place of
 baselines the two solutions are timed against each other. `lost` is empty unless the GPU answers the judge
-no more, which then ends. The first line out is `{"environment": {...}}`, `{"busy": WHY}` where another process
-has the GPU, or `{"unusable": WHY}`.
+no more, which then ends. The first line out is `{"environment": {...}}`, `{"busy": WHY}` where another
+process has the GPU, or `{"unusable": WHY}`.
 Both ends are trusted; what contestants print never comes near these descriptors.
 """
 
@@ -94,7 +94,7 @@ def serve(device: str, out: TextIO) -> None:
     except (
         RuntimeError,
         AssertionError,
-    ) as error:  # torch's, of a GPU that cannot be used or a build without
+    ) as error:  # no usable GPU, or torch has no CUDA
         print(json.dumps({"unusable": str(error).partition("\n")[0]}), file=out)
         return
     gc.freeze()  # what is there now stays: a collection before each measurement need not look through it

@@ -321,17 +321,34 @@ def patch(layout: dict[str, int], BK: int) -> int:
 
 #: Tiles, pixels by channels; tl.dot asks for 16, wgmma for 64 on one side.
 TILES = (
-    *((128, 128), (256, 64), (128, 64), (64, 128), (64, 64), (128, 32)),
+    *((128, 128), (128, 64), (64, 128), (64, 64), (128, 32)),
     *((64, 32), (32, 64), (128, 16), (32, 32), (64, 16), (32, 16)),
 )
+SMS = 128
+
+
+def copied_cost_us(
+    BM: int, BN: int, parts: int, steps: int, pixels: int, channels: int, groups: int, step_bytes: int
+) -> float:
+    """Estimate how long the busiest SM takes over a copied input; `step_bytes` is a step's row of a factor.
+
+    The model of convtranspose2d/channels_last_gemm, whose kernel reads and multiplies alike: an SM of an H100
+    multiplies 1.87e6 pairs of TF32 a microsecond and fetches 125 KB before it does.
+    """
+    programs = parts * triton.cdiv(pixels, BM) * triton.cdiv(channels, BN) * groups
+    # 4 bytes of a row are one pair of TF32, or two of half the size at twice the rate
+    step = step_bytes * (BM * BN / (4 * 1.87e6) + (BM + BN) / 125e3)
+    times = triton.cdiv(steps, parts) * (triton.cdiv(programs, SMS) * step + 0.1)
+    # a second kernel, and parts written and read
+    return times + (2.5 + parts * pixels * channels * groups * 8 / 3e6 if parts > 1 else 0.0)
 
 
 def cost(BM: int, BN: int, parts: int, steps: int, pixels: int, channels: int, groups: int) -> int:
-    """Estimate how long the busiest of 128 SMs takes, as if one product a step took 1."""
+    """Estimate how long the busiest SM takes over an input in place, as if one product a step took 1."""
     programs = parts * triton.cdiv(pixels, BM) * triton.cdiv(channels, BN) * groups
     # to load a value, from the L2 cache as a rule, takes as long as 32 products; however little a step does,
     # it takes its time, but that of one program passes while others work
-    step = triton.cdiv(programs, 128) * (BM * BN + 32 * (BM + BN)) + 4096
+    step = triton.cdiv(programs, SMS) * (BM * BN + 32 * (BM + BN)) + 4096
     # a second kernel, and parts written and read
     extra = 250_000 + parts * pixels * channels * groups // 8 if parts > 1 else 0
     return triton.cdiv(steps, parts) * step + extra
@@ -352,17 +369,22 @@ def tiles(layout: dict[str, int], pixels: int, itemsize: int, split: bool) -> di
     steps = taps // PATCH * DEPTH // BK
     # 8 steps or more in a part; an unrolled reduction is short anyway
     most_parts = max(1, min(64, steps // 8)) if PATCH == 1 else 1
-    # 256 pixels in registers would not leave room for a second program
-    sizes = [size for size in TILES if size[0] <= 128 or (copy and not split)]
+    work = steps, pixels, OCG, layout["GROUPS"]
     BM, BN, parts = min(
-        ((*size, parts) for size in sizes for parts in range(1, most_parts + 1)),
-        key=lambda choice: cost(*choice, steps, pixels, OCG, layout["GROUPS"]),
+        ((*size, parts) for size in TILES for parts in range(1, most_parts + 1)),
+        key=lambda choice: copied_cost_us(*choice, *work, BK * itemsize) if copy else cost(*choice, *work),
     )
     if PATCH > 1 and not split and (BM, BN) == (128, 128) and pixels >= 128 * 256:
         # unrolled, all pixels wait for the same weights: more of them a program took problem 50 of conv2d
         # from 0.88 to 0.56 ms
         BM = 256
     step_bytes = (BM + BN * (2 if split else 1)) * BK * itemsize
+    programs = parts * triton.cdiv(pixels, BM) * triton.cdiv(OCG, BN) * layout["GROUPS"]
+    # a program may have 99 KB on Ada, and two fit on an SM of Hopper; alone it hides latency by itself. Where x
+    # passes through registers more stages did not help
+    stages = min(6, 96 * 1024 // step_bytes)
+    if not copy or programs > SMS:
+        stages = min(3, stages)
     return {
         "COPY": copy,
         "PATCH": PATCH,
@@ -374,8 +396,8 @@ def tiles(layout: dict[str, int], pixels: int, itemsize: int, split: bool) -> di
         "BN": BN,
         "BK": BK,
         "num_warps": 8 if BM * BN > 8192 else 4,
-        # a program may have 99 KB on Ada, and two fit on an SM of Hopper; unrolled loops are not pipelined
-        "num_stages": 1 if PATCH > 1 else 3 if 3 * step_bytes <= 96 * 1024 else 2,
+        # unrolled loops are not pipelined
+        "num_stages": 1 if PATCH > 1 else max(2, stages),
     }
 
 
