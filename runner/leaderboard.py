@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 #: Student's t wants this many cells; fewer have the geometric means of their own bounds as interval.
 MIN_CELLS = 4
 LAUNCH_BOUND = "launch_bound"
+FILL = "fill"
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Entry:
     `compared` are the cells of the mean and `launch_bound` those beside it. `gaps` says of every other
     cell why it has no speed-up, and names failures on shapes outside the sweeps. `bound_shares` are shares
     of the roofline in the cells of the mean. `stale` says why the records no longer count, or nothing.
-    `grids` says of each cell with a speed-up how its largest grid fills the card, where its record knows.
+    `grids` says of each cell with a speed-up how its largest grid fills the card, where its record knows, and
+    `fills` how many times as long it takes as writing the output once, where that was timed beside it.
     """
 
     solution: str
@@ -59,6 +61,7 @@ class Entry:
     flags: dict[str, int]
     stale: str
     grids: dict[str, Occupancy] = field(default_factory=dict)
+    fills: dict[str, float] = field(default_factory=dict)
 
     @property
     def mean(self) -> Mean | None:
@@ -243,6 +246,7 @@ def _entry(records: list[Record], problem: load.Problem | None, shapes: dict[str
         flags=dict(sorted(flags.items())),
         stale=stale,
         grids={place: grid for place in speedups if (grid := largest(latest[place].waves))},
+        fills={place: times for place in speedups if (times := _times_fill(latest[place])) is not None},
     )
 
 
@@ -271,6 +275,14 @@ def _share_of_bound(one: Record) -> float | None:
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < math.inf:
         return None
     return share
+
+
+def _times_fill(one: Record) -> float | None:
+    """Return a record's time over that of the baseline `fill`, or None where they were not compared."""
+    try:
+        return 1 / comparison(one.timed, FILL).speedup if one.timed else None
+    except (KeyError, ValueError):
+        return None
 
 
 def _outcome(one: Record) -> Comparison | str:

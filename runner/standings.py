@@ -178,6 +178,7 @@ def _cell_row(board: Board, entry: Entry, shape: str) -> Row:
         **_mean_facts(one),
         "verdict": str(one.verdict) if one else None,
         "launch_bound": shape in entry.launch_bound if one else None,
+        "times_fill": entry.fills.get(shape),
         **{name.name: grid.get(name.name) for name in fields(Occupancy)},
         "reason": entry.gaps.get(shape),
     }
@@ -210,9 +211,12 @@ def _shape_lines(board: Board) -> list[Line]:
 
 
 def _cell(entry: Entry, shape: str) -> str:
-    if shape in entry.launch_bound:
-        return f"{_interval(entry.launch_bound[shape])} launch-bound"
-    return _interval(entry.compared[shape]) if shape in entry.compared else entry.gaps.get(shape, ABSENT)
+    one = (entry.compared | entry.launch_bound).get(shape)
+    if one is None:
+        return entry.gaps.get(shape, ABSENT)
+    remarks = ["launch-bound"] if shape in entry.launch_bound else []
+    remarks += [f"{figures(entry.fills[shape])} x fill"] if shape in entry.fills else []
+    return " ".join([_interval(one), ", ".join(remarks)]).rstrip()
 
 
 def _by_dtype(boards: Iterable[Board]) -> dict[str, list[Line]]:

@@ -474,6 +474,17 @@ def test_lists_are_joined_in_csv_and_arrays_in_json(root: Path) -> None:
     assert (line["limiters"], line["launch_bound"], line["reason"]) == ("registers;shared", "false", "")
 
 
+def test_a_time_is_told_in_fills_where_a_fill_was_timed(root: Path) -> None:
+    plain = timed(2.0)
+    fill = Samples("fill", 1, (20.0,) * ROUNDS, (), 0.0, 0.0, 1.0, "cold")
+    filled = replace(plain, samples=(*plain.samples, fill))
+    found = board(root, [made(root, "quick", p, timed=filled if p == PLACES[1] else plain) for p in PLACES])
+    cells = {row["shape"]: row["times_fill"] for row in json.loads(standings.show([found], "json", "shape"))}
+    assert cells == {place: pytest.approx(2.5) if place == PLACES[1] else None for place in PLACES}
+    shown = standings.show([found], "table", "shape")
+    assert (shown.count("x fill"), "] 2.50 x fill" in shown) == (1, True)
+
+
 def run(*arguments: str | Path) -> int:
     return cli.main(["leaderboard", *map(str, arguments)])
 
