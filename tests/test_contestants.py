@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from runner.channel import BadFrame, Frame, Kind, parse
+from runner.channel import BadFrame, Call, Frame, Kind, parse
+from runner.contestant import asides
 from runner.judge.contestants import _require_plausible, _require_possible
 
 LAUNCH = (50880, 1, 1, 4, 128, 0, 26624)
@@ -50,3 +52,20 @@ def test_an_impossible_kernel_is_refused(changed: dict[str, int]) -> None:
 def test_a_librarys_name_is_a_word(payload: bytes) -> None:
     with pytest.raises(BadFrame, match="no trace"):
         _require_plausible(kernel(payload=payload))
+
+
+def test_a_time_beside_has_the_last_outputs_room_and_none_without_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    held = [torch.zeros(1)]
+
+    def steady(forward: object, slots: list[list[object]]) -> int:
+        del forward
+        assert not held
+        if len(slots) > 1:
+            raise torch.OutOfMemoryError
+        return 7
+
+    monkeypatch.setitem(asides.ASIDES, Call.STEADY, steady)
+    assert asides.measure(Call.STEADY, torch.relu, [[]], held) == 7
+    assert asides.measure(Call.STEADY, torch.relu, [[], []], held) == -1

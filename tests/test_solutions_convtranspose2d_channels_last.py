@@ -46,11 +46,11 @@ ALL_ARITHMETICS = "a decoder's layer", "an image", "one row", "output past the l
 def forced(rows: int, columns: int, parts: int, *, fold: bool) -> Iterator[None]:
     """Make the solution take a tile, a number of parts and the widest fold or none."""
     module, sign = load("channels_last_gemm"), -1 if fold else 1
-    tile_of = module.tile_of
+    tiles = module.tiles
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(module, "cost_us", lambda product, *_: sign * product.columns))
         taken = mock.patch.object(
-            module, "tile_of", lambda product, *_: tile_of(product, rows, columns, parts)
+            module, "tiles", lambda product, *_: tiles(product, rows, columns, parts)
         )
         stack.enter_context(taken)
         yield

@@ -82,6 +82,18 @@ def _graph(forward: Callable[..., Any], slots: list[list[Any]]) -> int:
     return took_ns
 
 
+def measure(kind: int, forward: Callable[..., Any], slots: list[list[Any]], held: list[torch.Tensor]) -> int:
+    """Return a time in ns that decides nothing; -1 where there is no memory for it, or no capture.
+
+    `held`, the outputs of the call before, are let go first: large ones find no room twice.
+    """
+    held.clear()
+    try:
+        return ASIDES[kind](forward, slots)
+    except torch.OutOfMemoryError:
+        return -1
+
+
 ASIDES: dict[int, Callable[[Callable[..., Any], list[list[Any]]], int]] = {
     Call.WARM: _warm,
     Call.STEADY: _steady,

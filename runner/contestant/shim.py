@@ -25,7 +25,7 @@ from torch import nn
 from runner import channel, cuda_ipc
 from runner.channel import Call, Fault, Frame, Kind, Page
 from runner.contestant import libc, sandbox, switches, trace, witness
-from runner.contestant.asides import ASIDES, Timer
+from runner.contestant.asides import ASIDES, Timer, measure
 from runner.contestant.build import (
     TORCH_DTYPES,
     Refused,
@@ -251,7 +251,7 @@ class Contestant:
             elif kind == Call.NULL:
                 answer(seq, self.null(seat), 0)
             elif kind in ASIDES:
-                answer(seq, ASIDES[kind](seat.forward, self.slots[:calls]), 0)
+                answer(seq, measure(kind, seat.forward, self.slots[:calls], seat.held), 0)
             elif kind in (Call.WITNESS, Call.TRACE):
                 claim_ns = self.report(seat, kind, calls)
                 page.remark(len(switches.changed(self.switches)))
@@ -289,6 +289,7 @@ class Contestant:
         """Tell the judge what a call launches, or which kernels one ran; returns the claimed ns."""
         claim_ns = 0
         if kind == Call.TRACE:
+            seat.held.clear()
             frames = trace.frames(seat.forward, self.slots[0], self.scratch)
         else:
             with witness.launches() as frames:

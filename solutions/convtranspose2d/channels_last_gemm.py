@@ -404,7 +404,7 @@ def cost_us(product: Product, BM: int, BN: int, parts: int) -> float:
     return times + 2.5 + values * 8 / 3e6
 
 
-def tile_of(product: Product, BM: int, BN: int, parts: int) -> dict[str, int | bool]:
+def tiles(product: Product, BM: int, BN: int, parts: int) -> dict[str, int | bool]:
     """Return the constants of a tile, with its pipeline."""
     part = max(1, triton.cdiv(max(product.steps), parts))
     programs = triton.cdiv(product.rows, BM) * triton.cdiv(product.columns, BN)
@@ -467,7 +467,7 @@ def choose(
                 if parts == 1 or parts * 4 <= max(steps):
                     choices.append((cost_us(product, BM, BN, parts), (height, width), product, BM, BN, parts))
     _, axes, *tile = min(choices, key=lambda choice: choice[0])
-    return axes, tile_of(*tile)
+    return axes, tiles(*tile)
 
 
 def pack(
