@@ -49,9 +49,7 @@ def forced(rows: int, columns: int, parts: int, *, fold: bool) -> Iterator[None]
     tiles = module.tiles
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(module, "cost_us", lambda product, *_: sign * product.columns))
-        taken = mock.patch.object(
-            module, "tiles", lambda product, *_: tiles(product, rows, columns, parts)
-        )
+        taken = mock.patch.object(module, "tiles", lambda product, *_: tiles(product, rows, columns, parts))
         stack.enter_context(taken)
         yield
 
