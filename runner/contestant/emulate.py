@@ -1,9 +1,10 @@
 """Give Triton's interpreter the arithmetic of the hardware.
 
-The interpreter multiplies fp32 operands exactly where a tensor core would truncate them to TF32,
-keeps bf16 as integers that numpy adds and multiplies as integers, and truncates fp32 to bf16 where
-a GPU rounds. Without this, every kernel would look more accurate in the interpreter than it is,
-and no bf16 kernel would be right. An autotuned kernel runs in its first configuration.
+The interpreter multiplies fp32 operands exactly where a tensor core would truncate them to TF32, and
+rounds sums that a tensor core truncates. It keeps bf16 as integers that numpy adds and multiplies as
+integers, and truncates fp32 to bf16 where a GPU rounds. Without this, every kernel would look more
+accurate in the interpreter than it is, and no bf16 kernel would be right. An autotuned kernel runs in
+its first configuration.
 """
 
 from __future__ import annotations
@@ -22,6 +23,31 @@ def truncate_to_tf32(values: Array) -> Array:
     """Drop the 13 mantissa bits that TF32 has not, as the hardware does with unrounded operands."""
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
     return (bits & np.uint32(0xFFFFE000)).view(np.float32)
+
+
+#: Of a row of the left factor, what one instruction multiplies: 8 values of TF32, 16 of 16 bits.
+_INSTRUCTION_BYTES = 32
+
+
+def add_products(total: Array, a: Array, b: Array, depth: int) -> Array:
+    """Add a @ b to fp32 `total` as a tensor core does, `depth` products of each sum at a time.
+
+    The products of an instruction are added exactly here, and with `total` cut to fp32 towards zero, as Fasi,
+    Higham, Mikaitis and Pranesh found (Numerical behavior of NVIDIA tensor cores, 2021). An H100 fits: three
+    TF32 products a term, kept in one sum, had relative errors of 2.6e-6 over 363 terms and 4.2e-6 over 576;
+    this gives 3.3e-6 and 5.2e-6 for normal values.
+    """
+    wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
+    for start in range(0, a.shape[-1], depth):
+        step = slice(start, start + depth)
+        total = _towards_zero(total + wide_a[..., step] @ wide_b[..., step, :])
+    return total
+
+
+def _towards_zero(wide: Array) -> Array:
+    nearest = wide.astype(np.float32)
+    too_far = np.isfinite(nearest) & (np.abs(nearest) > np.abs(wide))
+    return np.where(too_far, np.nextafter(nearest, np.float32(0)), nearest)
 
 
 def bf16_to_fp32(bits: Array) -> Array:
@@ -80,13 +106,14 @@ def _patch_dot(builder: Any) -> None:
     def create_dot(
         self: Any, a: Any, b: Any, d: Any, input_precision: Any, max_num_imprecise_acc: int
     ) -> Any:
+        depth = _INSTRUCTION_BYTES * 8 // a.dtype.scalar.primitive_bitwidth
+        tf32 = input_precision == ir.INPUT_PRECISION.TF32 and _is(a, tl.float32)
+        truncated = _is(d, tl.float32) and (tf32 or _is(a, tl.float16) or _is(a, tl.bfloat16))
         a, b = _widened(a), _widened(b)
-        if input_precision == ir.INPUT_PRECISION.TF32:
-            a, b = (
-                interpreter.TensorHandle(truncate_to_tf32(x.data), tl.float32) if _is(x, tl.float32) else x
-                for x in (a, b)
-            )
-        return original(self, a, b, d, input_precision, max_num_imprecise_acc)
+        if not truncated:
+            return original(self, a, b, d, input_precision, max_num_imprecise_acc)
+        left, right = (truncate_to_tf32(x.data) if tf32 else x.data for x in (a, b))
+        return interpreter.TensorHandle(add_products(d.data, left, right, depth), tl.float32)
 
     builder.create_dot = create_dot
 
