@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from runner import cards, ncu, profiling
@@ -16,6 +17,10 @@ from runner.schema import Cell
 Report = dict[str, Any]
 #: What is compared of a launch -> value.
 Facts = dict[str, Any]
+
+#: What all reports of one sum have in common.
+SUMMED_BY = ("problem", "solution", "solution_digest", "arithmetic", "card", "predicted_by", "ran", "ncu")
+REASON_CHARS = 100
 
 #: ncu prints percentages with two decimals.
 OCCUPANCY_DECIMALS = 2
@@ -40,23 +45,24 @@ def compare(
         settings = Settings(profiling.LAUNCH_METRICS, "none", "none", timeout_s)
         seen = counted(problem, solution, covered, settings)
         predicted = explain(problem, [solution], covered, [_card(seen)], timeout_s)
-        reports += [_report(one, seen, number) for number, one in enumerate(predicted)]
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        made = {"solution_digest": solution.digest, "time_utc": now}
+        reports += [_report(one, seen, number) | made for number, one in enumerate(predicted)]
     return reports
 
 
 def totals(reports: Sequence[Report]) -> list[dict[str, Any]]:
     """Sum up reports by solution and arithmetic, each difference with its shape.
 
-    `failed` has the shapes that could not be compared, each with its reason.
+    `failed` has the shapes that could not be compared, each with the beginning of its reason.
     """
     sums: dict[tuple[str, ...], dict[str, Any]] = {}
     for report in reports:
-        names = ("problem", "solution", "arithmetic", "card", "predicted_by", "ran", "ncu")
-        place = {name: report[name] for name in names}
-        counts = {"cells": 0, "launches": 0, "differences": [], "failed": {}}
+        place = {name: report[name] for name in SUMMED_BY}
+        counts = {"time_utc": report["time_utc"], "cells": 0, "launches": 0, "differences": [], "failed": {}}
         one = sums.setdefault(tuple(map(str, place.values())), place | counts)
         if "error" in report:
-            one["failed"][report["shape"]] = report["error"]
+            one["failed"][report["shape"]] = str(report["error"])[:REASON_CHARS]
             continue
         one["cells"] += 1
         one["launches"] += report["launches"]

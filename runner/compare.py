@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from runner.decode import decode
-from runner.judge_process import Judge
+from runner.judge_process import Judge, JudgeDied
 from runner.load import Solution
 from runner.pipeline import require_sms
 from runner.plan import Request
@@ -38,7 +38,8 @@ class Duel:
 def compare(request: Request, other: Solution, watch: Callable[[Cell], None]) -> Iterator[Duel]:
     """Yield a duel of the request's first solution with `other` for each of its cells.
 
-    `watch` is told of a cell before it runs. Raises JudgeDied, and BadInput for more SMs than there are.
+    `watch` is told of a cell before it runs. Raises JudgeDied, also where it lost its GPU, and BadInput for
+    more SMs than there are.
     """
     mine, *_ = request.solutions
     judge = Judge(request.device)
@@ -55,7 +56,8 @@ def compare(request: Request, other: Solution, watch: Callable[[Cell], None]) ->
                 "cell": to_json(cell),
                 "limits": request.limits,
             }
-            ruling = judge.ask(question)["ruling"]
+            answer = judge.ask(question)
+            ruling = answer["ruling"]
             yield Duel(
                 cell,
                 _decoded(Failed, ruling["failed"]),
@@ -63,6 +65,8 @@ def compare(request: Request, other: Solution, watch: Callable[[Cell], None]) ->
                 tuple(ruling["flags"]),
                 facts | {"isolation": ruling["isolation"].get("level", ""), "time_utc": _now()},
             )
+            if answer["lost"]:
+                raise JudgeDied(f"the GPU is lost: {answer['lost']}")
     finally:
         judge.close()
 

@@ -10,10 +10,10 @@ from typing import Any
 from runner.load import BadInput
 
 
-def append(path: Path, findings: Sequence[dict[str, Any]]) -> None:
-    """Add findings to a file of JSON lines. Raises BadInput for one that cannot be written."""
+def append(path: Path, lines: Sequence[dict[str, Any]]) -> None:
+    """Add to a file of JSON lines. Raises BadInput for one that cannot be written."""
     try:
         with path.open("a") as file:
-            file.writelines(json.dumps(finding) + "\n" for finding in findings)
+            file.writelines(json.dumps(line) + "\n" for line in lines)
     except OSError as error:
         raise BadInput(f"cannot write '{path}': {error.strerror}") from error

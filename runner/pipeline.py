@@ -66,6 +66,7 @@ class _Run:
     def __init__(self, request: Request, watch: Callable[[Event], None]) -> None:
         self.request, self.watch = request, watch
         self.judge: Judge | None = None
+        self.gpu: str | None = None
         self.deaths = 0
         self.problems: list[str] = []
 
@@ -109,6 +110,10 @@ class _Run:
                 self.judge = Judge(self.request.device)
             except JudgeDied as error:
                 raise HarnessFailure(f"the judge does not start on {self.request.device}: {error}") from error
+            gpu = self.judge.environment.get("uuid", "")
+            if self.gpu not in (None, gpu):
+                raise HarnessFailure(f"{self.request.device} is another GPU since one was lost: run again")
+            self.gpu = gpu
         return self.judge
 
     def _path(self, card: str, job: Job) -> Path:

@@ -1,4 +1,4 @@
-"""A GPU that is taken away in the middle of a sweep costs one cell; the rest waits for the next run."""
+"""A GPU that is lost in the middle of a sweep costs one cell; the rest waits where it stays away."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from runner import cli, pipeline
+from runner import cli, load, pipeline
 from runner.commands import exits
+from runner.judge import __main__ as judge
+from runner.judge.bench import Limits
+from runner.judge.referee import Referee, Ruling
 from runner.judge_process import Judge, JudgeDied
+from runner.schema import Cell, Failed, Status, to_json
 
 if TYPE_CHECKING:
     from conftest import CommandLine
@@ -53,12 +57,14 @@ class Losing(Judge):
 
     started, asked = 0, 0
     comes_back = True
+    uuids = ("", "")
 
     def __init__(self, device: str) -> None:
         if Losing.started and not Losing.comes_back:
             raise JudgeDied("the judge ended with code 1")
-        Losing.started += 1
         super().__init__(device)
+        self.environment["uuid"] = Losing.uuids[min(Losing.started, 1)]
+        Losing.started += 1
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         answer = super().ask(request)
@@ -97,9 +103,50 @@ def test_a_gpu_that_stays_away_ends_the_run_and_what_was_recorded_stays(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU that there is can be used")
 def test_a_judge_says_in_a_line_why_its_gpu_cannot_be_used(capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(JudgeDied, match="CUDA"):
+    with pytest.raises(JudgeDied, match=r"CUDA|NVIDIA"):
         Judge("cuda:0")
     assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("passed", [True, False])
+@pytest.mark.parametrize("why", ["gone", ""])
+def test_nothing_found_without_a_gpu_counts(
+    passed: bool, why: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """A right answer without times may have lost its baselines to the same cause."""
+    found = Ruling(None if passed else Failed(Status.CRASH, "call", "an error of CUDA", "its story"))
+    monkeypatch.setattr(Referee, "rule", lambda *_: found)
+    monkeypatch.setattr(judge, "_lost", lambda _: why)
+    referee = Referee("cpu", Limits())
+    request.addfinalizer(referee.close)
+    problem = load.find_problem("convtranspose2d")
+    solution = load.find_solution("phase_gemm", problem.name)
+    cell = Cell("smoke", "sparse", problem.sweeps(128)["smoke"]["sparse"], "fp32", "tf32")
+    told = {"name": solution.name, "path": str(solution.path), "source": solution.source}
+    asked = {"problem": str(problem.path), "name": problem.name, "solution": told, "cell": to_json(cell)}
+    answer = judge.answer(referee, asked | {"baselines": (), "limits": {}})
+    failed = answer["ruling"]["failed"]
+    assert answer["lost"] == why
+    if why:
+        assert (failed["status"], failed["reason"]) == ("ERROR", "the GPU is lost: gone")
+        assert failed["detail"] == ("" if passed else "its story")
+    else:
+        assert failed == (None if passed else to_json(found.failed))
+
+
+@pytest.mark.parametrize("uuids", [("a", "a"), ("a", "b")])
+def test_a_new_judge_must_have_the_gpu_of_the_first(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    uuids: tuple[str, str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(Losing, "uuids", uuids)
+    code, found = run(tmp_path)
+    assert code == exits.EXIT_HARNESS
+    assert (found["PASS"] == CELLS - 1) == (len(set(uuids)) == 1)
+    said = "error: cpu is another GPU since one was lost: run again\n"
+    assert (said in capsys.readouterr().err) == (len(set(uuids)) == 2)
 
 
 @pytest.mark.gpu

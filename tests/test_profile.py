@@ -664,20 +664,21 @@ def test_differences_are_listed_one_by_one(
 
 
 REPORT = {"problem": "p", "solution": "s", "arithmetic": "tf32", "card": "h200", "predicted_by": "3.6.0"}
-REPORT |= {"ran": "3.6.0", "ncu": "2025.3"}
+REPORT |= {"ran": "3.6.0", "ncu": "2025.3", "solution_digest": "d", "time_utc": "2026-01-02T00:00:00+00:00"}
 UNEQUAL = {"launch": 0, "kernel": "k", "quantity": "registers", "predicted": 10, "measured": 16}
 
 
 def test_totals_count_each_solution_in_each_arithmetic_and_keep_what_differs() -> None:
     equal = REPORT | {"shape": "a", "launches": 2, "not_predicted": [], "differences": []}
     unequal = equal | {"shape": "b", "launches": 1, "differences": [UNEQUAL]}
-    failed = REPORT | {"shape": "c", "error": "no room"}
+    failed = REPORT | {"shape": "c", "error": f"no room{' left' * 100}"}
     first, other = agreement.totals([equal, unequal, failed, equal | {"arithmetic": "fp16"}])
     sums = {"cells": 1, "launches": 2, "differences": [], "failed": {}}
     assert other == {**REPORT, "arithmetic": "fp16"} | sums
     assert (first["cells"], first["launches"]) == (2, 3)
     assert first["differences"] == [{"shape": "b"} | UNEQUAL]
-    assert first["failed"] == {"c": "no room"}
+    assert {shape: reason[:12] for shape, reason in first["failed"].items()} == {"c": "no room left"}
+    assert len(first["failed"]["c"]) == agreement.REASON_CHARS
 
 
 def test_totals_are_appended(

@@ -668,10 +668,10 @@ def run_filter(program: list[seccomp.Instruction], data: bytes) -> int:
                 return operand
 
 
-def expected(name: str, first: int, second: int, own_pid: int | None) -> int:
+def expected(name: str, first: int, second: int, third: int, own_pid: int | None) -> int:
     """Say in plain Python what the filter is to answer to a call that it names."""
     signals = {"kill", "tkill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo"}
-    first, second = first & 0xFFFFFFFF, second & 0xFFFFFFFF
+    first, second, third = (argument & 0xFFFFFFFF for argument in (first, second, third))
     allowed = {
         "ioctl": second not in {0x5412, 0x541C, 0x8901, 0x8902},
         "fcntl": second not in {8, 10, 15},
@@ -688,7 +688,7 @@ def expected(name: str, first: int, second: int, own_pid: int | None) -> int:
     if allowed.get(name):
         return seccomp.ALLOW
     if "utime" in name:
-        path, times = (second, 0) if name in {"futimesat", "utimensat"} else (first, second)
+        path, times = (second, third) if name in {"futimesat", "utimensat"} else (first, second)
         return seccomp.REFUSE if path and not times else seccomp.PRETEND
     if "chmod" in name or name == "sched_setaffinity":
         return seccomp.PRETEND
@@ -706,21 +706,20 @@ ARGUMENTS = st.one_of(
 @given(
     st.sampled_from(sorted(seccomp.MACHINES)),
     st.sampled_from(sorted(seccomp.NUMBERS)),
-    ARGUMENTS,
-    ARGUMENTS,
+    st.tuples(ARGUMENTS, ARGUMENTS, ARGUMENTS),
     st.sampled_from([None, 7]),
 )
 def test_filter_answers_as_specified(
-    machine: str, name: str, first: int, second: int, own_pid: int | None
+    machine: str, name: str, arguments: tuple[int, int, int], own_pid: int | None
 ) -> None:
     audit, column = seccomp.MACHINES[machine]
     number = seccomp.NUMBERS[name][column]
     if number is None:
         return
     program = seccomp.program(machine, own_pid)
-    data = struct.pack("<IIQ6Q", number, audit, 0, first, second, 0, 0, 0, 0)
-    assert run_filter(program, data) == expected(name, first, second, own_pid)
-    foreign = struct.pack("<IIQ6Q", number, 0x40000003, 0, first, second, 0, 0, 0, 0)
+    data = struct.pack("<IIQ6Q", number, audit, 0, *arguments, 0, 0, 0)
+    assert run_filter(program, data) == expected(name, *arguments, own_pid)
+    foreign = struct.pack("<IIQ6Q", number, 0x40000003, 0, *arguments, 0, 0, 0)
     assert run_filter(program, foreign) == seccomp.REFUSE
 
 

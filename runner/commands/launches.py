@@ -55,6 +55,8 @@ def profile_launches(options: argparse.Namespace) -> int:
     profiling.require_device()
     print("solutions run unconfined, with your rights: profile only files that you trust", file=sys.stderr)
     if options.against_explain:
+        if options.output is not None:
+            jsonl.append(options.output, [])  # whoever cannot write should hear it before, not after
         reports = agreement.compare(problem, solutions, cells, options.timeout)
         text = profile_table.differences(reports, options.format)
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import Any
 
 from runner import compare, jsonl, load, pipeline, plan, report
 from runner.commands import exits, progress, words
@@ -81,10 +82,13 @@ def compare_two(options: argparse.Namespace) -> int:
     def watch(cell: Cell) -> None:
         print(f"{cell.sweep}/{cell.label} {cell.arithmetic}", file=sys.stderr)
 
-    rows = []
-    for duel in compare.compare(request, other, watch):
-        rows.append(compare.row(duel))
-        if options.output is not None:
-            jsonl.append(options.output, rows[-1:])
-    print(compare.table(rows, options.format))
+    rows: list[dict[str, Any]] = []
+    try:
+        for duel in compare.compare(request, other, watch):
+            rows.append(compare.row(duel))
+            if options.output is not None:
+                jsonl.append(options.output, rows[-1:])
+    finally:
+        if rows:
+            print(compare.table(rows, options.format))
     return exits.EXIT_DONE if all(one["status"] == "PASS" for one in rows) else exits.EXIT_FAILED

@@ -91,6 +91,8 @@ def measure(kind: int, forward: Callable[..., Any], slots: list[list[Any]], held
     try:
         return ASIDES[kind](forward, slots)
     except torch.OutOfMemoryError:
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.synchronize()  # what was issued must not reach into the next call
         return -1
 
 

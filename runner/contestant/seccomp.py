@@ -148,7 +148,8 @@ def _answer(result: int) -> list[Instruction]:
 
 
 def _argument(index: int, mask: int) -> list[Instruction]:
-    # the low half of a 64-bit word: these arguments are ints to the kernel, or their high bits unused
+    # the low half of a 64-bit word: these arguments are ints to the kernel, or their high bits unused; of the
+    # pointers among them only 0 is asked for, and others that end like it are treated as it
     load = Instruction(_LOAD, 0, 0, _ARGUMENTS_AT + 8 * index)
     return [load, Instruction(_AND, 0, 0, mask)]
 

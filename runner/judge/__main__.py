@@ -51,10 +51,11 @@ def answer(referee: Referee, request: dict[str, Any]) -> dict[str, Any]:
         ruling = Ruling(
             Failed(Status.ERROR, "judge", f"{type(error).__name__}: {error}", traceback.format_exc()[-2000:])
         )
-    lost = "" if ruling.failed is None else _lost(referee.device)
-    if ruling.failed is not None and lost:
+    lost = "" if ruling.timed is not None else _lost(referee.device)
+    if lost:
         # no solution can do that to another process's context: whatever was found is the machine's doing
-        ruling = Ruling(Failed(Status.ERROR, "judge", f"the GPU is lost: {lost}", ruling.failed.detail))
+        detail = ruling.failed.detail if ruling.failed else ""
+        ruling = Ruling(Failed(Status.ERROR, "judge", f"the GPU is lost: {lost}", detail))
     return {"ruling": to_json(ruling), "entropy": referee.entropy_of(entropy), "lost": lost}
 
 
@@ -63,7 +64,9 @@ def _lost(device: torch.device) -> str:
     if device.type == "cpu":
         return ""
     try:
-        torch.cuda.synchronize(device)
+        torch.ones(1, device=device).item()
+    except torch.OutOfMemoryError:
+        return ""
     except RuntimeError as error:
         return str(error).partition("\n")[0]
     return ""
@@ -89,14 +92,16 @@ def main() -> None:
 
 def serve(device: str, out: TextIO) -> None:
     """Say what the device is, then answer request after request."""
-    try:
-        described = prepare(device)
-    except (
-        RuntimeError,
-        AssertionError,
-    ) as error:  # no usable GPU, or torch has no CUDA
-        print(json.dumps({"unusable": str(error).partition("\n")[0]}), file=out)
+    unusable = _unusable(device)
+    if unusable:
+        print(json.dumps({"unusable": unusable}), file=out)
         return
+    torch.set_num_threads(1 if device != "cpu" else max(1, torch.get_num_threads()))
+    described = environment.describe(device)
+    sys.stderr.writelines(f"warning: {line}\n" for line in environment.warnings(described))
+    if device != "cpu":
+        torch.cuda.set_device(torch.device(device))
+        described["ceilings"] = ceilings.measure(torch.device(device))
     gc.freeze()  # what is there now stays: a collection before each measurement need not look through it
     referee = Referee(device, Limits())
     print(json.dumps({"environment": described}), file=out)
@@ -110,15 +115,15 @@ def serve(device: str, out: TextIO) -> None:
         referee.close()
 
 
-def prepare(device: str) -> dict[str, Any]:
-    """Describe a device and what it reaches at best; raises torch's errors for one that cannot be used."""
-    torch.set_num_threads(1 if device != "cpu" else max(1, torch.get_num_threads()))
-    described = environment.describe(device)
-    sys.stderr.writelines(f"warning: {line}\n" for line in environment.warnings(described))
-    if device != "cpu":
-        torch.cuda.set_device(torch.device(device))
-        described["ceilings"] = ceilings.measure(torch.device(device))
-    return described
+def _unusable(device: str) -> str:
+    """Why there is no such GPU for this process, or nothing; makes no context."""
+    if device == "cpu":
+        return ""
+    try:
+        torch.cuda.get_device_properties(torch.device(device))
+    except (RuntimeError, AssertionError) as error:
+        return str(error).partition("\n")[0]
+    return ""
 
 
 if __name__ == "__main__":
