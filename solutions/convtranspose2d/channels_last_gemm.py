@@ -23,7 +23,8 @@ no stride: every output is a phase, and has at most one tap.
 reduction is split into parts of equally many steps, also where classes have unequally many taps; a second
 kernel adds them in order and writes the output.
 
-**fp32 accuracy.** Of (high + low) * (high + low), in TF32, three products are taken. The left factor is
+**fp32 accuracy.** Of (high + low) * (high + low), in TF32, three products are taken, and added up apart from
+the sum, since that of the tensor core loses low bits. The left factor is
 split in registers, the right one ahead of time, kept in two terms and the shorter side of the tile. Where
 weights dominate, few rows face many columns: that is x, and reading weights takes no more than in TF32.
 
