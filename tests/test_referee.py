@@ -13,6 +13,7 @@ from conftest import wait_until
 from runner import analyse, load, measure
 from runner.judge import check
 from runner.judge.bench import Bench, Limits, NoBaseline
+from runner.judge.case import make_room
 from runner.judge.company import MAX_CONTESTANTS
 from runner.judge.contestants import Foul
 from runner.judge.inspector import Inspector
@@ -255,3 +256,14 @@ def test_a_duel_of_several_processes_has_new_ones_in_each(
     assert phased is not None
     assert phased.phases_s.keys() == {"build", "check", "baselines", "cell"}
     assert sum(phased.phases_s.values()) < 2 * phased.phases_s["cell"]
+
+
+@pytest.mark.parametrize(("free", "device", "emptied"), [(3, "cuda", 1), (6, "cuda", 0), (3, "cpu", 0)])
+def test_room_is_made_where_others_may_need_it(
+    free: int, device: str, emptied: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[None] = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 10))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append(None))
+    make_room(torch.device(device))
+    assert len(calls) == emptied

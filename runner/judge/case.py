@@ -158,6 +158,15 @@ def encode(value: Any) -> Any:
     )
 
 
+def make_room(device: torch.device) -> None:
+    """Give back what PyTorch keeps of freed memory, where others may need it: less than half is free."""
+    if device.type != "cuda":
+        return
+    free, total = torch.cuda.mem_get_info(device)
+    if 2 * free < total:
+        torch.cuda.empty_cache()
+
+
 def shortage(problem: load.Problem, cell: Cell, device: torch.device) -> str:
     """Say that a device's memory cannot hold a cell, by the problem's own count of bytes; empty if it may."""
     count = getattr(problem.module(), "min_bytes", None)

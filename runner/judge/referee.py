@@ -14,7 +14,7 @@ from runner import arithmetic, load, measure
 from runner.channel import Call, Frame
 from runner.judge import check, edges
 from runner.judge.bench import Bench, Limits
-from runner.judge.case import Case, shortage
+from runner.judge.case import Case, make_room, shortage
 from runner.judge.company import Company
 from runner.judge.contestants import Contestant, Foul
 from runner.judge.inputs import EXTREMES
@@ -251,6 +251,7 @@ class Referee:
         inspector, prepare_us = self.enter(solution, role)
         with self.phases.phase("check"):
             tally, close = self._hold_calls(inspector)
+            make_room(self.device)  # of float64, which contestant and baselines need from here on
         frames = inspector.bench.seats[role][0].launches
         launches = tuple(map(_launch, frames))
         return Checked(tally.errors, close, CHECK_CALLS, launches, prepare_us), inspector
