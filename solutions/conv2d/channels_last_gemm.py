@@ -368,7 +368,20 @@ def cost(BM: int, BN: int, parts: int, steps: int, pixels: int, channels: int, g
 LONGEST_SUM = 512
 
 
-def tiles(layout: dict[str, int], pixels: int, itemsize: int, split: bool) -> dict[str, int | bool]:
+#: Shared memory that a program may have on the target, an RTX 4090; tiles fit it unless the device says more.
+ROOM_BYTES = 99 * 1024
+
+
+def room_bytes(x: torch.Tensor) -> int:
+    """Return the shared memory that a program may have where x lies."""
+    if not x.is_cuda:
+        return ROOM_BYTES
+    return torch.cuda.get_device_properties(x.device).shared_memory_per_block_optin
+
+
+def tiles(
+    layout: dict[str, int], pixels: int, itemsize: int, split: bool, room: int = ROOM_BYTES
+) -> dict[str, int | bool]:
     """Choose path, tile and pipeline for `pixels` outputs a channel; `split`: a product takes three."""
     ICG, OCG, taps = layout["ICG"], layout["OCG"], layout["KH"] * layout["KW"]
     # 128 bytes of channels a step, or less if that spares padding
@@ -387,24 +400,28 @@ def tiles(layout: dict[str, int], pixels: int, itemsize: int, split: bool) -> di
     apart = split and taps * ICG > LONGEST_SUM
     # room for a second program: in two sums 64 x 128 takes 160 registers, 128 x 64 takes 125 (compiled for an H100)
     sizes = [(BM, BN) for BM, BN in TILES if not apart or BN <= BM <= 8192 // BN]
-    if copy and pixels >= 256 * 16 * SMS:
+    large = copy and pixels >= 256 * 16 * SMS
+    if large:
         # over many rounds two programs of 256 rows share an SM (62: 2.11 instead of 2.26 ms), over few each is alone
         sizes.append((256, 64))
     BM, BN, parts = min(
         ((*size, parts) for size in sizes for parts in range(1, most_parts + 1)),
         key=lambda choice: copied_cost_us(*choice, *work, BK * itemsize) if copy else cost(*choice, *work),
     )
-    if PATCH > 1 and not split and (BM, BN) == (128, 128) and pixels >= 128 * 256:
+    if PATCH > 1 and not split and (BM, BN) == (128, 128) and pixels >= 128 * 256 and room >= 128 * 1024:
         # unrolled, all pixels wait for the same weights: more of them a program took problem 50 of conv2d
-        # from 0.88 to 0.56 ms
+        # from 0.88 to 0.56 ms. Its sums go to the output through 128 KB
+        BM = 256
+    deep = large and itemsize == 4 and BM * BN >= 8192 and 4 * 4 * (256 + BN) * BK <= room
+    if deep:
+        # where there is room for four stages of it (56: 1.83 instead of 2.20 ms, 55: 2.81 instead of 2.90)
         BM = 256
     step_bytes = (BM + BN * (2 if split else 1)) * BK * itemsize
     programs = parts * triton.cdiv(pixels, BM) * triton.cdiv(OCG, BN) * layout["GROUPS"]
-    # a program may have 99 KB on Ada, and two fit on an SM of Hopper; alone it hides latency by itself. In place x
-    # passes through registers, and five stages took resnet50-expand-b1 from 7 to 27 us
-    stages = min(6, 96 * 1024 // step_bytes)
-    if not copy or programs > SMS:
-        stages = min(3, stages)
+    # half of an SM of Hopper, which is what Ada has; a program that is alone hides latency by itself, with up to
+    # 160 KB. In place x passes through registers, and five stages took resnet50-expand-b1 from 7 to 27 us
+    alone = copy and programs <= SMS
+    stages = min(6 if alone else 3, min(160 * 1024 if alone else 96 * 1024, room) // step_bytes)
     return {
         "COPY": copy,
         "APART": apart,
@@ -418,7 +435,7 @@ def tiles(layout: dict[str, int], pixels: int, itemsize: int, split: bool) -> di
         "BK": BK,
         "num_warps": 8 if BM * BN > (4096 if apart else 8192) else 4,
         # unrolled loops are not pipelined
-        "num_stages": 1 if PATCH > 1 else max(2, stages),
+        "num_stages": 1 if PATCH > 1 else 4 if deep else max(2, stages),
     }
 
 
@@ -477,7 +494,7 @@ class ModelNew(nn.Module):
         axes = layer.kernel_size, layer.stride, layer.padding, layer.dilation
         OH, OW = (output_extent(*axis) for axis in zip((H, W), *axes, strict=True))
         split = x.dtype == torch.float32 and not tf32
-        tile = tiles(layout, N * OH * OW, x.element_size(), split)
+        tile = tiles(layout, N * OH * OW, x.element_size(), split, room_bytes(x))
         weight = pack(layer.weight, layout, tile, tf32, split)
         constants = {
             "H": H,

@@ -380,7 +380,20 @@ def fits(BM: int, BN: int, apart: bool, copied: bool) -> bool:
 LONGEST_SUM = 512
 
 
-def tiles(layout: dict[str, int], pixels: int, itemsize: int, split: bool) -> dict[str, int | bool]:
+#: Shared memory that a program may have on the target, an RTX 4090; tiles fit it unless the device says more.
+ROOM_BYTES = 99 * 1024
+
+
+def room_bytes(x: torch.Tensor) -> int:
+    """Return the shared memory that a program may have where x lies."""
+    if not x.is_cuda:
+        return ROOM_BYTES
+    return torch.cuda.get_device_properties(x.device).shared_memory_per_block_optin
+
+
+def tiles(
+    layout: dict[str, int], pixels: int, itemsize: int, split: bool, room: int = ROOM_BYTES
+) -> dict[str, int | bool]:
     """Choose path, tile and pipeline for `pixels` outputs a channel; `split`: a product takes three."""
     ICG, OCG, taps = layout["ICG"], layout["OCG"], layout["KD"] * layout["KH"] * layout["KW"]
     # 128 bytes of channels a step, or less if that spares padding
@@ -401,9 +414,9 @@ def tiles(layout: dict[str, int], pixels: int, itemsize: int, split: bool) -> di
         ((*size, parts) for size in sizes for parts in range(1, most_parts + 1)),
         key=lambda choice: cost(*choice, steps, pixels, OCG, layout["GROUPS"]),
     )
-    if PATCH > 1 and not split and (BM, BN) == (128, 128) and pixels >= 128 * 256:
+    if PATCH > 1 and not split and (BM, BN) == (128, 128) and pixels >= 128 * 256 and room >= 128 * 1024:
         # unrolled, all pixels wait for the same weights: more of them a program took problem 50 of conv2d
-        # from 0.88 to 0.56 ms
+        # from 0.88 to 0.56 ms. Its sums go to the output through 128 KB
         BM = 256
     step_bytes = (BM + BN * (2 if split else 1)) * BK * itemsize
     return {
@@ -479,7 +492,7 @@ class ModelNew(nn.Module):
         OD, OH, OW = (output_extent(*axis) for axis in zip((D, H, W), *axes, strict=True))
         pixels = N * OD * OH * OW
         split = x.dtype == torch.float32 and not tf32
-        tile = tiles(layout, pixels, x.element_size(), split)
+        tile = tiles(layout, pixels, x.element_size(), split, room_bytes(x))
         weight = pack(layer.weight, layout, tile, tf32, split)
         constants = {
             "D": D,
