@@ -408,9 +408,9 @@ def tiles(
         ((*size, parts) for size in sizes for parts in range(1, most_parts + 1)),
         key=lambda choice: copied_cost_us(*choice, *work, BK * itemsize) if copy else cost(*choice, *work),
     )
-    if PATCH > 1 and not split and (BM, BN) == (128, 128) and pixels >= 128 * 256 and room >= 128 * 1024:
-        # unrolled, all pixels wait for the same weights: more of them a program took problem 50 of conv2d
-        # from 0.88 to 0.56 ms. Its sums go to the output through 128 KB
+    if PATCH > 1 and not apart and (BM, BN) == (128, 128) and pixels >= 128 * 256 and room >= 128 * 1024:
+        # unrolled, all pixels wait for the same weights: more of them a program took problem 50 of conv2d from
+        # 0.88 to 0.56 ms, in fp32 from 1.20 to 0.90. Its sums go to the output through 128 KB
         BM = 256
     deep = large and itemsize == 4 and BM * BN >= 8192 and 4 * 4 * (256 + BN) * BK <= room
     if deep:
