@@ -104,6 +104,18 @@ def test_predicted_launches_are_those_that_a_gpu_recorded(solution: str) -> None
         assert predicted == [[getattr(launch, name) for name in names] for launch in launches]
 
 
+def test_the_largest_tiles_fit_the_target_and_a_larger_card_has_larger_ones() -> None:
+    """Problem 50 of conv2d had 256 rows everywhere, whose sums need more shared memory than Ada has."""
+    problem, solution = find_problem("conv2d"), find_solution("channels_last_gemm", "conv2d")
+    shape = problem.sweeps(128)["kernelbench"]["50"]
+    cells = [Cell("kernelbench", "50", shape, "fp32", "tf32")]
+    targets = [load_card(name) for name in ("rtx4090", "h100_sxm")]
+    reports = explain.explain(problem, [solution], cells, targets, 120.0)
+    launches = [one for report in reports for one in report["launches"]]
+    assert [one["constants"]["BM"] for one in launches] == [128, 256]
+    assert [finding for one in launches for finding in one["findings"] if "not fit" in finding] == []
+
+
 FITTING = Compiled(0, "kernel", (128, 1, 1), "", 1, 1, {}, 4, 2, 1, 64, 0, 16384, "x", "64x64x32", "tf32")
 
 
