@@ -388,7 +388,9 @@ def room_bytes(x: torch.Tensor) -> int:
     """Return the shared memory that a program may have where x lies."""
     if not x.is_cuda:
         return ROOM_BYTES
-    return torch.cuda.get_device_properties(x.device).shared_memory_per_block_optin
+    properties = torch.cuda.get_device_properties(x.device)
+    # a build of torch for other devices does not tell
+    return getattr(properties, "shared_memory_per_block_optin", ROOM_BYTES)
 
 
 def tiles(
