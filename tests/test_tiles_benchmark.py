@@ -148,6 +148,20 @@ def test_without_a_gpu_nothing_is_timed(
     assert "--plan" in complain(*CONV2D)
 
 
+def test_means_are_geometric_and_of_each_variant_and_arithmetic() -> None:
+    found = {
+        ("tf32", "as it is"): [0.5, 2.0, 8.0],
+        ("fp32", "as it is"): [3.0],
+        ("tf32", "BM=64"): [4.0, 1.0],
+    }
+    lines = [line.split() for line in tiles.means(found).splitlines()[2:]]
+    assert lines == [
+        ["tf32", "as", "it", "is", "3", "2.00"],
+        ["fp32", "as", "it", "is", "1", "3.00"],
+        ["tf32", "BM=64", "2", "2.00"],
+    ]
+
+
 def test_a_table_ranks_and_keeps_failures() -> None:
     rows = [
         {"variant": "cudnn", "ms": 3.0, "error": 1e-7},

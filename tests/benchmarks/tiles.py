@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -28,6 +29,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from statistics import geometric_mean
 from types import ModuleType
 from typing import Any, NamedTuple
 from unittest import mock
@@ -261,6 +263,7 @@ def time_all(cells: Sequence[Sequence[Planned]], output: Path | None, end_s: flo
     about = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": triton.__version__}
     print(*about.values())
     workers = max(1, min(len(todo), (os.cpu_count() or 2) - 2))
+    found: dict[tuple[str, str], list[float]] = {}
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool, torch.no_grad():
         builds = {(variant.place, variant.name): pool.submit(compile_variant, variant) for variant in todo}
         for plans in cells:
@@ -272,20 +275,44 @@ def time_all(cells: Sequence[Sequence[Planned]], output: Path | None, end_s: flo
                     with output.open("a") as file:
                         print(json.dumps(line), file=file)
             print(f"\n{variant.place}\n{table(rows)}", flush=True)
+            for name, speedup in speedups(rows).items():
+                found.setdefault((variant.cell.arithmetic, name), []).append(speedup)
             torch.cuda.empty_cache()
         pool.shutdown(cancel_futures=True)
+    print(f"\n{means(found)}")
+
+
+def speedups(rows: list[Row]) -> dict[str, float]:
+    """Return by variant how many times as fast it is as the faster of PyTorch's layouts."""
+    times = {row["variant"]: row["ms"] for row in rows if "ms" in row}
+    best = min((times[name] for name in ("cudnn", "channels_last") if name in times), default=math.nan)
+    return {name: best / ms for name, ms in times.items()}
+
+
+def means(found: dict[tuple[str, str], list[float]]) -> str:
+    """Show geometric means of speed-ups by arithmetic and variant, over the cells each was timed in."""
+    lines = [
+        {
+            "arithmetic": arithmetic,
+            "variant": name,
+            "cells": len(ratios),
+            "speed-up": f"{geometric_mean(ratios):.2f}",
+        }
+        for (arithmetic, name), ratios in found.items()
+    ]
+    text: str = tabulate(lines, headers="keys", disable_numparse=True)
+    return text
 
 
 def table(rows: list[Row]) -> str:
     """Show the rows of a cell, the fastest first, beside the faster of PyTorch's layouts and the fill."""
-    times = {row["variant"]: row["ms"] for row in rows if "ms" in row}
-    best = min((times[name] for name in ("cudnn", "channels_last") if name in times), default=float("nan"))
+    faster = speedups(rows)
     lines = [
         {
             "variant": row["variant"],
             "ms": f"{row['ms']:.4f}" if "ms" in row else "-",
-            "speed-up": f"{best / row['ms']:.2f}" if "ms" in row else "-",
-            "x fill": f"{row['ms'] / times['fill']:.2f}" if "ms" in row else "-",
+            "speed-up": f"{faster[row['variant']]:.2f}" if "ms" in row else "-",
+            "x fill": f"{faster['fill'] / faster[row['variant']]:.2f}" if "ms" in row else "-",
             "error": f"{row['error']:.1e}" if "error" in row else "-",
             "tile": row.get("failure") or row.get("tile", ""),
         }
