@@ -64,7 +64,7 @@ def ask(device: str) -> dict[str, Any]:
 
 def _hidden_gpu(device: str) -> Iterator[Diagnosis]:
     """Find a GPU that has a device node and that NVML does not list, which then goes unused."""
-    if device == "cpu" and _NODE.exists() and not devices.gpus():
+    if device == "cpu" and _NODE.exists() and not devices.count():
         remedy = "see that nvidia-ml-py is installed, and that `nvidia-smi` works for this user"
         yield Diagnosis("GPU", MEND, f"{_NODE} is here, but no GPU is listed", remedy)
 

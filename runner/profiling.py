@@ -60,7 +60,7 @@ def wanted(stage_metrics: Iterable[str], names: Iterable[str]) -> tuple[str, ...
 
 def require_device() -> None:
     """Raise NoDevice where there is no GPU to profile on."""
-    if not devices.gpus():
+    if not devices.count():
         raise devices.NoDevice(
             "profile needs a CUDA device and this machine has none: `python -m runner explain` gives "
             "launches, occupancy, waves and floor without one"

@@ -11,6 +11,7 @@ import re
 import struct
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -357,21 +358,42 @@ def test_a_full_disk(
 
 
 DEVICES = {
-    "gpu": (2, [], "cpu, cuda or cuda:N"),
-    "cuda": (4, [], "no CUDA device; --device cpu"),
-    "cuda:0": (4, [], "no CUDA device; --device cpu"),
-    "cuda:1": (4, [devices.Gpu("NVIDIA H200", "GPU-0")], "cuda:0"),
-    "cuda:x": (2, [devices.Gpu("NVIDIA H200", "GPU-0")], "cpu, cuda or cuda:N"),
+    "gpu": (2, 0, "cpu, cuda or cuda:N"),
+    "cuda": (4, 0, "no CUDA device; --device cpu"),
+    "cuda:0": (4, 0, "no CUDA device; --device cpu"),
+    "cuda:1": (4, 1, "cuda:0"),
+    "cuda:x": (2, 1, "cpu, cuda or cuda:N"),
 }
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_no_such_device(device: str, complain: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     code, there, part = DEVICES[device]
-    monkeypatch.setattr(devices, "gpus", lambda: there)
+    monkeypatch.setattr(devices, "count", lambda: there)
     line = complain(code, "--problem", "convtranspose2d", "--device", device)
     assert f"--device '{device}'" in line
     assert part in line
+
+
+@pytest.mark.parametrize(
+    ("visible", "there"),
+    {None: 3, "": 0, "-1": 0, "2": 1, "1,0": 2, "0,7,1": 1, "GPU-b": 1, "GPU-a, 2": 2, "MIG-x": 1}.items(),
+)
+def test_gpus_are_counted_as_cuda_counts_them(
+    visible: str | None, there: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uuids = ["GPU-a1", "GPU-b2", "GPU-c3"]
+    driver = SimpleNamespace(
+        nvmlDeviceGetCount=lambda: 3,
+        nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetUUID=uuids.__getitem__,
+    )
+    monkeypatch.setattr(devices, "_nvml", lambda: contextlib.nullcontext(driver))
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert devices.count() == there
 
 
 def test_an_output_that_is_a_directory(complain: Callable[..., str], tmp_path: Path) -> None:

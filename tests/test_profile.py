@@ -245,7 +245,7 @@ def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tool:
     folder.mkdir()
     made = Tool(folder)
     made.says("log", page(row()))
-    monkeypatch.setattr(devices, "gpus", lambda: [devices.Gpu("NVIDIA H200", "uuid")])
+    monkeypatch.setattr(devices, "count", lambda: 1)
     monkeypatch.setattr(observe, "CHILD", (str(made.path),))
     monkeypatch.setattr(ncu, "PLACES", ())
     monkeypatch.setenv("PATH", str(folder))
@@ -438,7 +438,7 @@ def test_a_process_that_does_not_begin_is_the_harnesss_failure(
 def test_without_a_gpu_explain_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(devices, "gpus", list)
+    monkeypatch.setattr(devices, "count", lambda: 0)
     profile(code=exits.EXIT_DEVICE)
     said = capsys.readouterr()
     assert (said.out, said.err.count("\n")) == ("", 1)
