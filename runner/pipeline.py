@@ -98,10 +98,11 @@ class _Run:
                 left = len(jobs) - index
                 break
             self.watch(Event(index, len(jobs), job))
-            made = self._job(job, environment, card)
+            made, lost = self._job(job, environment, card)
             record.append(self._path(card, job), made, _elsewhere(request))
             records.append(made)
             self.watch(Event(index, len(jobs), job, made))
+            self._count_death(lost)
         return Outcome(tuple(records), left, tuple(self.problems), resumed)
 
     def _judge(self) -> Judge:
@@ -137,17 +138,19 @@ class _Run:
         wanted = int(self.request.limits.get("processes", 1))
         return found.timed is None or found.timed.processes >= wanted
 
-    def _job(self, job: Job, environment: dict[str, Any], card: str) -> Record:
+    def _job(self, job: Job, environment: dict[str, Any], card: str) -> tuple[Record, str]:
+        """Return what is found, and why the judge is gone or has no GPU, if so."""
         refusal = _refuse(job)
         if refusal is not None:
-            return make_record(self.request.problem, job, environment, card, {"failed": to_json(refusal)}, "")
+            ruling = {"failed": to_json(refusal)}
+            return make_record(self.request.problem, job, environment, card, ruling, ""), ""
         try:
             answer = self._judge().ask(_question(self.request, job))
         except JudgeDied as error:
             failed = to_json(Failed(Status.ERROR, "judge", str(error)))
             answer = {"ruling": {"failed": failed}, "entropy": "", "lost": str(error)}
-        self._count_death(answer["lost"])
-        return make_record(self.request.problem, job, environment, card, answer["ruling"], answer["entropy"])
+        ruling, entropy = answer["ruling"], answer["entropy"]
+        return make_record(self.request.problem, job, environment, card, ruling, entropy), answer["lost"]
 
     def _count_death(self, lost: str) -> None:
         """Have the next cell ask a new judge if this one is gone, or has no GPU."""

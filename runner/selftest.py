@@ -40,6 +40,8 @@ def run(device: str, parts: Sequence[str]) -> Iterator[dict[str, Any]]:
             finding = json.loads(text)
             if "busy" in finding:
                 raise DeviceBusy(finding["busy"])
+            if "unusable" in finding:
+                raise JudgeDied(f"the selftest does not start on {device}: {finding['unusable']}")
             yield finding
     if process.returncode:
         raise JudgeDied(f"the selftest ended with code {process.returncode}")

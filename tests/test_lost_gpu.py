@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 
-from runner import cli, load, pipeline
+from runner import cli, load, pipeline, selftest
 from runner.commands import exits
 from runner.judge import __main__ as judge
 from runner.judge.bench import Limits
@@ -20,6 +19,8 @@ from runner.judge_process import Judge, JudgeDied
 from runner.schema import Cell, Failed, Status, to_json
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from conftest import CommandLine
 
 CELLS = 6
@@ -101,10 +102,25 @@ def test_a_gpu_that_stays_away_ends_the_run_and_what_was_recorded_stays(
     )
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU that there is can be used")
-def test_a_judge_says_in_a_line_why_its_gpu_cannot_be_used(capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(JudgeDied, match=r"CUDA|NVIDIA"):
-        Judge("cuda:0")
+def test_every_error_of_a_judge_that_dies_again_and_again_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def die(*_: object) -> dict[str, Any]:
+        raise JudgeDied("the judge ended with code -9")
+
+    monkeypatch.setattr(Losing, "ask", die)
+    assert run(tmp_path) == (exits.EXIT_HARNESS, {"ERROR": 3})
+    assert capsys.readouterr().err.endswith(
+        "error: the judge died 3 times in a row: the judge ended with code -9\n"
+    )
+
+
+@pytest.mark.parametrize("start", [Judge, lambda device: list(selftest.run(device, ()))])
+def test_a_device_that_cannot_be_used_is_told_in_a_line(
+    start: Callable[[str], object], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(JudgeDied, match=r"CUDA|NVIDIA|Invalid device"):
+        start("cuda:99")
     assert "Traceback" not in capfd.readouterr().err
 
 

@@ -92,9 +92,9 @@ def main() -> None:
 
 def serve(device: str, out: TextIO) -> None:
     """Say what the device is, then answer request after request."""
-    unusable = _unusable(device)
-    if unusable:
-        print(json.dumps({"unusable": unusable}), file=out)
+    why = environment.unusable(device)
+    if why:
+        print(json.dumps({"unusable": why}), file=out)
         return
     torch.set_num_threads(1 if device != "cpu" else max(1, torch.get_num_threads()))
     described = environment.describe(device)
@@ -113,17 +113,6 @@ def serve(device: str, out: TextIO) -> None:
                 sys.exit(f"the GPU is lost: {answered['lost']}")
     finally:
         referee.close()
-
-
-def _unusable(device: str) -> str:
-    """Why there is no such GPU for this process, or nothing; makes no context."""
-    if device == "cpu":
-        return ""
-    try:
-        torch.cuda.get_device_properties(torch.device(device))
-    except (RuntimeError, AssertionError) as error:
-        return str(error).partition("\n")[0]
-    return ""
 
 
 if __name__ == "__main__":

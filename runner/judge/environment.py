@@ -59,6 +59,17 @@ def describe(device: str) -> dict[str, Any]:
     return found
 
 
+def unusable(device: str) -> str:
+    """Say in a line why this process cannot have such a device, or nothing; makes no context."""
+    if device == "cpu":
+        return ""
+    try:
+        torch.cuda.get_device_properties(torch.device(device))
+    except (RuntimeError, AssertionError) as error:
+        return str(error).partition("\n")[0]
+    return ""
+
+
 def disturbances(variables: Mapping[str, str], ancestors: Collection[str]) -> list[str]:
     """Name what makes every time worthless: launches that wait, profilers and checkers.
 

@@ -291,8 +291,12 @@ def _median_us(runs: list[Timed], variant: str) -> float:
 
 
 def main(words: list[str]) -> None:
-    """Run the parts named, or all; `{"busy": WHY}` where another process has the GPU."""
+    """Run the parts named, or all; where it cannot have the device `{"busy": WHY}` or `{"unusable": WHY}`."""
     device, *chosen = words
+    why = environment.unusable(device)
+    if why:
+        sys.stdout.write(json.dumps({"unusable": why}) + "\n")
+        return
     try:
         with gpu_lock.hold(gpu_lock.uuid_of(device), device):
             _tell(device, chosen)
