@@ -269,6 +269,11 @@ def test_taps_have_one_phase_and_one_shift(stride: int, dilation: int, padding: 
     for tap, column in enumerate(phases):
         assert column == tap * dilation - padding + phase.shift(tap, stride, padding, dilation) * stride
     assert len(set(phases)) == min(kernel, phase.period(stride, dilation))
+    ahead = phase.choose_ahead(kernel, stride, padding, dilation)
+    assert 0 <= ahead < stride
+    assert phase.count_shifts(kernel, stride, padding - ahead, dilation) == min(
+        phase.count_shifts(kernel, stride, padding - one, dilation) for one in range(stride)
+    )
 
 
 @given(
@@ -290,14 +295,18 @@ def test_packing_keeps_every_weight(
     assert layout["SHIFTS"] % layout["BE"] == layout["CHANNELS"] % layout["BI"] == 0
     assert layout["PHASES"] << layout["JOINS"] >= stride
     weight = torch.arange(1.0, 1 + 2 * 3 * kernel).reshape(2, 3, kernel)
-    packed = phase.pack(weight, small, tf32=False)
+    packed = phase.pack(weight, small, tf32=False, split=False)
     assert torch.equal(packed[packed > 0].sort().values, weight.flatten())
+    high, low = phase.pack(weight / 3, small, tf32=False, split=True)
+    assert not (high.view(torch.int32) & 0x1FFF).any()
+    assert torch.equal((high + low)[packed > 0].sort().values, weight.flatten() / 3)
 
 
 def test_packing_rounds_to_nearest_tf32() -> None:
     phase = load("phase_gemm")
     weight = torch.randn(2, 3, 1)
-    packed = phase.pack(weight, phase.geometry(nn.ConvTranspose1d(2, 3, 1)), tf32=True)[0, 0, 0, :, :2].T
+    layout = phase.geometry(nn.ConvTranspose1d(2, 3, 1))
+    packed = phase.pack(weight, layout, tf32=True, split=False)[0, 0, 0, :, :2].T
     assert not (packed.contiguous().view(torch.int32) & 0x1FFF).any()
     assert ((packed / weight[..., 0]) - 1).abs().max() <= 2**-11
 

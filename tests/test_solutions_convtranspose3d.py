@@ -317,7 +317,12 @@ def test_packing_keeps_every_weight_in_every_neighbour(case: Case, split: bool) 
         layer = reference(case)
     layout = phase.geometry(layer, 4, split)
     weight = torch.arange(1.0, 1 + layer.weight.numel()).reshape(layer.weight.shape)
-    packed = phase.pack(weight, layout, tf32=False)
+    packed = phase.pack(weight, layout, tf32=False, split=False)
+    if split:
+        whole = phase.pack(weight / 3, layout, tf32=False, split=False)
+        high, low = phase.pack(weight / 3, layout, tf32=False, split=True)
+        assert torch.equal(high + low, whole)
+        assert not (high.view(torch.int32) & 0x1FFF).any()
     kept = packed.movedim(4, 0).flatten(1)
     assert kept.shape[0] == layout["FOLD"]
     assert all(torch.equal(part[part > 0].sort().values, weight.flatten()) for part in kept)
@@ -327,7 +332,7 @@ def test_packing_rounds_to_nearest_tf32() -> None:
     phase = load("phase_gemm")
     layout = phase.geometry(nn.ConvTranspose3d(2, 3, 1), 4, split=False)
     weight = torch.randn(2, 3, 1, 1, 1)
-    packed = phase.pack(weight, layout, tf32=True)[0, 0, 0, 0, 0, 0, :3, :2].T.contiguous()
+    packed = phase.pack(weight, layout, tf32=True, split=False)[0, 0, 0, 0, 0, 0, :3, :2].T.contiguous()
     assert not (packed.view(torch.int32) & 0x1FFF).any()
     assert ((packed / weight[..., 0, 0, 0]) - 1).abs().max() <= 2**-11
 
