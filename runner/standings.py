@@ -61,7 +61,7 @@ def only(boards: Sequence[Board], card: str | None, problem: str | None) -> list
 
 
 def with_generated(text: str, boards: Sequence[Board], more: dict[str, list[Line]]) -> str:
-    """Return a README with the boards, the means by sweep and `more` tables between its markers.
+    """Return a README with the means by sweep, the boards and `more` tables between its markers.
 
     Raises BadInput where it lacks a marker.
     """
@@ -69,8 +69,8 @@ def with_generated(text: str, boards: Sequence[Board], more: dict[str, list[Line
     _, end, below = rest.partition(END)
     if not (begin and end):
         raise BadInput(f"the README of the results lacks the lines '{BEGIN}' and '{END}' around its boards")
-    parts = [show(boards, "github")]
-    parts += [_join(tables, "github") for tables in (summary.tables(boards), more) if tables]
+    means, others = ([_join(tables, "github")] if tables else [] for tables in (summary.tables(boards), more))
+    parts = [*means, show(boards, "github"), *others]
     return "\n\n".join([above + BEGIN, *parts, END + below])
 
 
