@@ -184,7 +184,7 @@ def test_tools_that_are_absent_are_named(monkeypatch: pytest.MonkeyPatch, tmp_pa
 def test_a_gpu_that_nobody_lists_is_found_by_its_node(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(devices, "gpus", list)
+    monkeypatch.setattr(devices, "count", lambda: 0)
     monkeypatch.setattr(doctor, "_NODE", tmp_path)
     (found,) = doctor._hidden_gpu("cpu")
     assert found.state == MEND
@@ -228,6 +228,6 @@ def test_this_machine_checks_and_times_nothing(capsys: pytest.CaptureFixture[str
 def test_a_device_that_is_not_there_is_no_diagnosis(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(devices, "gpus", list)
+    monkeypatch.setattr(devices, "count", lambda: 0)
     assert cli.main(["doctor", "--device", "cuda:0"]) == exits.EXIT_DEVICE
     assert "no CUDA device" in capsys.readouterr().err
