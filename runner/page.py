@@ -111,13 +111,23 @@ def _card(board: Board) -> str:
     return card.title if board.card == card.name else f"{card.sms} SMs of {card.title}"
 
 
+def _leader(board: Board) -> str:
+    """Say who is first, or where nobody has a rank who has come furthest."""
+    place, first = board.ranked[0]
+    if place:
+        return f"first: {first.solution}, {_mean(first)}"
+    covered = {e.solution: len(e.compared) + len(e.launch_bound) for _, e in board.ranked if not e.stale}
+    if not covered:
+        return "nobody is ranked"
+    furthest = max(covered, key=covered.__getitem__)
+    return f"unranked: {furthest}, {covered[furthest]} of {board.cells} cells"
+
+
 def _link(index: int, board: Board) -> str:
     """Link to a board, with its leader."""
-    place, first = board.ranked[0]
-    leader = f"first: {first.solution}, {_mean(first)}" if place else "nobody is ranked"
     head = f"<strong>{safe(board.problem)}, {safe(board.arithmetic)}</strong>"
     where = f'<span class="soft">{safe(_card(board))}, protocol {board.protocol}</span>'
-    return f'<li><a href="#board-{index}">{head}<span>{safe(leader)}</span>{where}</a></li>'
+    return f'<li><a href="#board-{index}">{head}<span>{safe(_leader(board))}</span>{where}</a></li>'
 
 
 def _section(index: int, board: Board, data: Facts, sources: Sources) -> str:

@@ -361,6 +361,20 @@ def test_a_solution_that_has_changed_is_listed_without_a_source(root: Path) -> N
     assert "unranked: stale, its file has changed" in {row[2] for row in document.tables[2]}
 
 
+def test_the_overview_names_the_first_or_who_has_come_furthest(root: Path) -> None:
+    def overview() -> list[str]:
+        texts = [data for tag, data in Document(rendered(root)).texts if tag == "span"]
+        return [one for one in texts if one.startswith(("first: ", "unranked: ", "nobody "))]
+
+    keep(root, *(made(root, who, "kernelbench/1", 2.0, card="h200") for who in ("quick", "slow")))
+    keep(root, made(root, "slow", "layers/layer2", 2.0, card="h200"))
+    assert "unranked: slow, 2 of 8 cells" in overview()
+    assert any(one.startswith("first: quick, ") for one in overview())
+    for name in ("quick", "slow"):
+        (root / f"solutions/add/{name}.py").write_text(QUICK + "# edited\n")
+    assert set(overview()) == {"nobody is ranked"}
+
+
 def test_a_page_without_records_says_so(tmp_path: Path) -> None:
     assert "no records" in Document(page.render([], {}, tmp_path)).text("li")
 
