@@ -102,7 +102,8 @@ class _Run:
             record.append(self._path(card, job), made, _elsewhere(request))
             records.append(made)
             self.watch(Event(index, len(jobs), job, made))
-            self._count_death(lost)
+            if lost is not None:
+                self._count_death(lost)
         return Outcome(tuple(records), left, tuple(self.problems), resumed)
 
     def _judge(self) -> Judge:
@@ -138,12 +139,12 @@ class _Run:
         wanted = int(self.request.limits.get("processes", 1))
         return found.timed is None or found.timed.processes >= wanted
 
-    def _job(self, job: Job, environment: dict[str, Any], card: str) -> tuple[Record, str]:
-        """Return what is found, and why the judge is gone or has no GPU, if so."""
+    def _job(self, job: Job, environment: dict[str, Any], card: str) -> tuple[Record, str | None]:
+        """Return what is found, and why the judge is gone or has no GPU, if so; None if it was not asked."""
         refusal = _refuse(job)
         if refusal is not None:
             ruling = {"failed": to_json(refusal)}
-            return make_record(self.request.problem, job, environment, card, ruling, ""), ""
+            return make_record(self.request.problem, job, environment, card, ruling, ""), None
         try:
             answer = self._judge().ask(_question(self.request, job))
         except JudgeDied as error:

@@ -363,6 +363,7 @@ DEVICES = {
     "cuda:0": (4, 0, "no CUDA device; --device cpu"),
     "cuda:1": (4, 1, "cuda:0"),
     "cuda:x": (2, 1, "cpu, cuda or cuda:N"),
+    "cuda:²": (2, 1, "cpu, cuda or cuda:N"),
 }
 
 
@@ -375,25 +376,25 @@ def test_no_such_device(device: str, complain: Callable[..., str], monkeypatch: 
     assert part in line
 
 
-@pytest.mark.parametrize(
-    ("visible", "there"),
-    {None: 3, "": 0, "-1": 0, "2": 1, "1,0": 2, "0,7,1": 1, "GPU-b": 1, "GPU-a, 2": 2, "MIG-x": 1}.items(),
-)
-def test_gpus_are_counted_as_cuda_counts_them(
-    visible: str | None, there: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("init", "counting", "there"), [(0, 0, 2), (100, 0, 0), (0, 3, 0)])
+def test_gpus_are_counted_by_the_driver(
+    init: int, counting: int, there: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    uuids = ["GPU-a1", "GPU-b2", "GPU-c3"]
-    driver = SimpleNamespace(
-        nvmlDeviceGetCount=lambda: 3,
-        nvmlDeviceGetHandleByIndex=lambda index: index,
-        nvmlDeviceGetUUID=uuids.__getitem__,
-    )
-    monkeypatch.setattr(devices, "_nvml", lambda: contextlib.nullcontext(driver))
-    if visible is None:
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    else:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    def count(pointer: Any) -> int:
+        pointer._obj.value = 2
+        return counting
+
+    driver = SimpleNamespace(cuInit=lambda _: init, cuDeviceGetCount=count)
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: driver)
     assert devices.count() == there
+
+
+def test_no_driver_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(_: str) -> None:
+        raise OSError
+
+    monkeypatch.setattr(ctypes, "CDLL", absent)
+    assert devices.count() == 0
 
 
 def test_an_output_that_is_a_directory(complain: Callable[..., str], tmp_path: Path) -> None:

@@ -115,6 +115,25 @@ def test_every_error_of_a_judge_that_dies_again_and_again_is_kept(
     )
 
 
+def test_a_cell_that_no_judge_was_asked_about_is_no_sign_of_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> dict[str, Any]:
+        raise JudgeDied("the judge ended with code -9")
+
+    monkeypatch.setattr(Losing, "ask", die)
+    other = tmp_path / "other.py"
+    other.write_text('DTYPES = ("fp16",)\n\n\nclass ModelNew: ...\n')
+    found: Counter[str] = Counter()
+    results = tmp_path / "results"
+    code = cli.main([*WHAT, "--solution", str(other), "--device", "cpu", "--results", str(results)])
+    for file in results.glob("cpu/*/*.jsonl"):
+        found.update(json.loads(line)["status"] for line in file.read_text().splitlines())
+    assert code == exits.EXIT_HARNESS
+    assert found == {"ERROR": 3, "NOT_COVERED": found["NOT_COVERED"]}
+    assert found["NOT_COVERED"] >= 2
+
+
 @pytest.mark.parametrize("start", [Judge, lambda device: list(selftest.run(device, ()))])
 def test_a_device_that_cannot_be_used_is_told_in_a_line(
     start: Callable[[str], object], capfd: pytest.CaptureFixture[str]
