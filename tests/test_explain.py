@@ -83,7 +83,7 @@ def test_predicted_launches_are_those_that_a_gpu_recorded(name: str, card: str) 
     solution = find_solution(name, "convtranspose2d")
     current = [one for one in recorded(name, card) if one.solution_digest == solution.digest]
     if not current:
-        pytest.skip(f"{name} has changed since its records of {card}")
+        pytest.xfail(f"{name} has changed since its records of {card}")
     here = metadata.version("triton")
     same = sorted((one for one in current if one.environment["triton"] == here), key=lambda one: one.cell.key)
     few = (("75", "tf32"), ("unet-up2-b1", "fp32"))

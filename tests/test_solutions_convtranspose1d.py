@@ -160,9 +160,14 @@ def measure(module: ModuleType, case: Case, arithmetic: str) -> dict[str, Any]:
 
 
 def flipped(module: ModuleType) -> Any:
-    """Return a patch of phase_gemm that takes the order of tiles it would not have taken."""
+    """Return a patch of phase_gemm with the other order of tiles, and sums of three products kept apart."""
     tiles = module.tiles
-    return mock.patch.object(module, "tiles", lambda *a: (tile := tiles(*a)) | {"ROWS": not tile["ROWS"]})
+
+    def others(*asked: Any) -> dict[str, Any]:
+        tile = tiles(*asked)
+        return tile | {"ROWS": not tile["ROWS"], "APART": asked[-1]}
+
+    return mock.patch.object(module, "tiles", others)
 
 
 def reloaded(module: ModuleType) -> list[bool]:

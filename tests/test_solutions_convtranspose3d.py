@@ -200,6 +200,12 @@ def check_random_layer(case: Case, name: str) -> None:
     assert answer["error"] <= BUDGETS["fp32"]
 
 
+def apart(module: ModuleType) -> Any:
+    """Return a patch of phase_gemm that keeps the sums of three products apart, however short they are."""
+    tiles = module.tiles
+    return mock.patch.object(module, "tiles", lambda *asked: tiles(*asked) | {"APART": asked[-1]})
+
+
 def child() -> None:
     """Print the answers to all cases as JSON; end in an error at a random layer that is wrong."""
     torch.set_num_threads(1)
@@ -210,6 +216,12 @@ def child() -> None:
         for (label, case), name, arithmetic in itertools.product(CASES.items(), SOLUTIONS, BUDGETS)
         if arithmetic == "fp32" or label in ROUNDED
     ]
+    with apart(modules["phase_gemm"]):
+        rows += [
+            {"solution": "phase_gemm", "label": f"{label}, apart", "arithmetic": "fp32"}
+            | measure(modules["phase_gemm"], case, "fp32")
+            for label, case in CASES.items()
+        ]
     check_random_layer()
     print(json.dumps({"rows": rows, "reloaded": {n: reloaded(m) for n, m in modules.items()}}))
 
@@ -229,7 +241,7 @@ def answers() -> dict[str, Any]:
 @pytest.mark.parametrize("arithmetic", BUDGETS)
 def test_error_is_within_the_arithmetic(answers: dict[str, Any], solution: str, arithmetic: str) -> None:
     rows = [r for r in answers["rows"] if (r["solution"], r["arithmetic"]) == (solution, arithmetic)]
-    assert len(rows) == len(CASES if arithmetic == "fp32" else ROUNDED)
+    assert len(rows) >= len(CASES if arithmetic == "fp32" else ROUNDED)
     assert [r for r in rows if not r["error"] <= BUDGETS[arithmetic]] == []
 
 
