@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
+from runner import gpu_lock
 from runner.load import BadInput
 
 
@@ -12,14 +13,9 @@ class NoDevice(Exception):
 
 
 def count() -> int:
-    """Count the GPUs as CUDA numbers them, which reads CUDA_VISIBLE_DEVICES itself; none without a driver."""
-    found = ctypes.c_int()
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return 0
-    failed = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(found))
-    return 0 if failed else found.value
+    """Count the GPUs as CUDA numbers them; none without a driver."""
+    found, driver = ctypes.c_int(), gpu_lock.driver()
+    return 0 if driver is None or driver.cuDeviceGetCount(ctypes.byref(found)) else found.value
 
 
 def choose(asked: str | None) -> str:

@@ -63,10 +63,10 @@ def ask(device: str) -> dict[str, Any]:
 
 
 def _hidden_gpu(device: str) -> Iterator[Diagnosis]:
-    """Find a GPU that has a device node and that NVML does not list, which then goes unused."""
+    """Find a GPU that has a device node and that CUDA's driver does not count, which then goes unused."""
     if device == "cpu" and _NODE.exists() and not devices.count():
-        remedy = "see that nvidia-ml-py is installed, and that `nvidia-smi` works for this user"
-        yield Diagnosis("GPU", MEND, f"{_NODE} is here, but no GPU is listed", remedy)
+        remedy = "see that `nvidia-smi` works for this user, and that CUDA_VISIBLE_DEVICES names a GPU"
+        yield Diagnosis("GPU", MEND, f"{_NODE} is here, but CUDA counts no GPU", remedy)
 
 
 def render(report: Report, fmt: str) -> str:

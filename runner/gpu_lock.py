@@ -9,6 +9,7 @@ import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 #: Not the folder that TMPDIR names: that may be a user's own, and a lock that others do not see is none.
 FOLDER = Path("/tmp")  # noqa: S108 - shared by all users on purpose; no link is followed
@@ -18,24 +19,32 @@ class DeviceBusy(Exception):
     """The GPU is not to be had now; one line that says who has it and what to do."""
 
 
+def driver() -> Any:
+    """Return CUDA's driver, which respects CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER; None without one."""
+    try:
+        found = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    return None if found.cuInit(0) else found
+
+
 def uuid_of(device: str) -> str:
     """Return the UUID of `cuda:N` by CUDA's own numbering, or '' for `cpu` and without a driver.
 
-    CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER are respected because the driver itself is asked, which makes
-    no context. It is written as torch writes it, without the prefix `GPU-`.
+    Asking makes no context. It is written as torch writes it, without the prefix `GPU-`.
     """
     kind, _, number = device.partition(":")
     if kind != "cuda":
         return ""
     handle, told = ctypes.c_int(), (ctypes.c_ubyte * 16)()
+    cuda = driver()
+    if cuda is None:
+        return ""
     try:
-        driver = ctypes.CDLL("libcuda.so.1")
-        failed = (
-            driver.cuInit(0)
-            or driver.cuDeviceGet(ctypes.byref(handle), int(number or 0))
-            or driver.cuDeviceGetUuid_v2(ctypes.byref(told), handle)
+        failed = cuda.cuDeviceGet(ctypes.byref(handle), int(number or 0)) or cuda.cuDeviceGetUuid_v2(
+            ctypes.byref(told), handle
         )
-    except (OSError, AttributeError):  # no driver, or one older than CUDA 11.4
+    except AttributeError:  # a driver older than CUDA 11.4
         return ""
     return "" if failed else str(uuid.UUID(bytes=bytes(told)))
 

@@ -138,10 +138,29 @@ def test_a_device_is_known_by_the_drivers_numbering(uuids: list[uuid.UUID]) -> N
         assert gpu_lock.uuid_of("cpu") == ""
 
 
-@pytest.mark.parametrize("error", [OSError, AttributeError])
-def test_without_a_driver_no_device_is_known(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(_: str) -> None:
-        raise error
+class OldDriver:
+    """A libcuda from before devices had UUIDs."""
+
+    def cuInit(self, _: int) -> int:  # noqa: N802 - the driver's name
+        return 0
+
+    def cuDeviceGet(self, *_: Any) -> int:  # noqa: N802
+        return 0
+
+
+class BrokenDriver(Driver):
+    """A libcuda that does not start."""
+
+    def cuInit(self, _: int) -> int:  # noqa: N802 - the driver's name
+        return 999
+
+
+@pytest.mark.parametrize("found", [OSError(), OldDriver(), BrokenDriver([uuid.UUID(int=1)])])
+def test_without_a_driver_no_device_is_known(found: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(_: str) -> Any:
+        if isinstance(found, OSError):
+            raise found
+        return found
 
     monkeypatch.setattr(ctypes, "CDLL", load)
     assert gpu_lock.uuid_of("cuda:0") == ""

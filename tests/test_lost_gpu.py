@@ -73,6 +73,11 @@ class Losing(Judge):
         return answer | {"ruling": {"failed": LOST}, "lost": "gone"} if Losing.asked == 2 else answer
 
 
+def die(*_: object) -> dict[str, Any]:
+    """Stand in for `ask`."""
+    raise JudgeDied("the judge ended with code -9")
+
+
 @pytest.fixture(autouse=True)
 def losing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "Judge", Losing)
@@ -105,9 +110,6 @@ def test_a_gpu_that_stays_away_ends_the_run_and_what_was_recorded_stays(
 def test_every_error_of_a_judge_that_dies_again_and_again_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def die(*_: object) -> dict[str, Any]:
-        raise JudgeDied("the judge ended with code -9")
-
     monkeypatch.setattr(Losing, "ask", die)
     assert run(tmp_path) == (exits.EXIT_HARNESS, {"ERROR": 3})
     assert capsys.readouterr().err.endswith(
@@ -118,9 +120,6 @@ def test_every_error_of_a_judge_that_dies_again_and_again_is_kept(
 def test_a_cell_that_no_judge_was_asked_about_is_no_sign_of_life(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def die(*_: object) -> dict[str, Any]:
-        raise JudgeDied("the judge ended with code -9")
-
     monkeypatch.setattr(Losing, "ask", die)
     other = tmp_path / "other.py"
     other.write_text('DTYPES = ("fp16",)\n\n\nclass ModelNew: ...\n')
