@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from runner import cli, explain, record
+from runner import cli, explain, plan, record
 from runner.cards import load_card
 from runner.commands import exits
 from runner.explain_table import render
@@ -109,6 +109,24 @@ def test_the_largest_tiles_fit_the_target_and_a_larger_card_has_larger_ones() ->
     launches = [one for report in reports for one in report["launches"]]
     assert [one["constants"]["BM"] for one in launches] == [128, 256]
     assert [finding for one in launches for finding in one["findings"] if "not fit" in finding] == []
+
+
+WIDE = {
+    "convtranspose1d": "batch=8,in_channels=64,out_channels=4,length=256,kernel_size=1024,stride=1024",
+    "convtranspose2d": "batch=1,in_channels=256,out_channels=4,height=8,width=32,kernel_size=1x256,"
+    "stride=1x256,dilation=1,padding=0",
+    "convtranspose3d": "batch=1,in_channels=64,out_channels=4,depth=4,height=4,width=32,"
+    "kernel_size=3x3x256,stride=1x1x256",
+}
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_the_phases_of_wide_strides_fit_the_target_in_three_products(name: str) -> None:
+    """With weights in two parts the columns of hundreds of phases took 128 KB and more."""
+    problem, solution = find_problem(name), find_solution("phase_gemm", name)
+    cells = plan.plan_cells(problem, [WIDE[name]], ["fp32"], ["fp32"], "cpu", 128)
+    (report,) = explain.explain(problem, [solution], cells, [RTX4090], 120.0)
+    assert [finding for one in report["launches"] for finding in one["findings"] if "not fit" in finding] == []
 
 
 FITTING = Compiled(0, "kernel", (128, 1, 1), "", 1, 1, {}, 4, 2, 1, 64, 0, 16384, "x", "64x64x32", "tf32")

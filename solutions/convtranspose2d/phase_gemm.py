@@ -65,37 +65,6 @@ def locate(
 
 
 @triton.jit
-def store(
-    acc,
-    bias,
-    p_y,
-    m_y,
-    i_oc,
-    i_g,
-    OCG: tl.constexpr,
-    PLANE: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    PHASES: tl.constexpr,
-    JOINS: tl.constexpr,
-    BM: tl.constexpr,
-    BOC: tl.constexpr,
-):
-    """Write acc [BM, PHASES, BOC], with bias and joined zeros, to p_y [BM * slots, 1] of planes i_oc and on."""
-    # [BM, PHASES, BOC, slots of a phase] -> [BM * slots, BOC]
-    b_y = tl.reshape(acc, (BM, PHASES, BOC, 1))
-    for i_join in tl.static_range(JOINS):
-        b_y = tl.join(b_y, tl.zeros_like(b_y)).reshape(BM, PHASES, BOC, 2 << i_join)
-    b_y = tl.permute(b_y, (0, 1, 3, 2)).reshape(BM * (PHASES << JOINS), BOC)
-    # [1, BOC]
-    o_oc = i_oc + tl.arange(0, BOC)[None, :]
-    m_oc = o_oc < OCG
-    o_oc += i_g * OCG
-    if HAS_BIAS:
-        b_y += tl.load(bias + o_oc, mask=m_oc, other=0.0).to(tl.float32)
-    tl.store(p_y + o_oc.to(tl.int64) * PLANE, b_y.to(p_y.dtype.element_ty), mask=m_y & m_oc)
-
-
-@triton.jit
 def phase_gemm_kernel(
     x,
     w,
@@ -127,10 +96,10 @@ def phase_gemm_kernel(
     JOINS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     ROUND: tl.constexpr,
+    PRECISION: tl.constexpr,
     SPLIT: tl.constexpr,
     APART: tl.constexpr,
     ROWS: tl.constexpr,
-    HALVES: tl.constexpr,
     BM: tl.constexpr,
     BOC: tl.constexpr,
     BE: tl.constexpr,
@@ -158,17 +127,16 @@ def phase_gemm_kernel(
     i_first = (i_class + PH) // GCD_H * INVERSE_H % PERIOD_H
     taps = tl.where((i_class + PH) % GCD_H == 0, tl.cdiv(KH - i_first, PERIOD_H), 0)
 
-    # [1, BOC]
+    # [1, BOC] and [BM * SLOTS, 1]
     o_oc = i_oc * BOC + tl.arange(0, BOC)[None, :]
     m_oc = o_oc < OCG
     o_oc += i_g * OCG
-    b_bias = tl.zeros((1, BOC), dtype=tl.float32)
-    if HAS_BIAS:
-        b_bias = tl.load(bias + o_oc, mask=m_oc, other=0.0).to(tl.float32)
-    # [BM * SLOTS, 1]
     o_p = tl.arange(0, BM * SLOTS)[:, None]
 
     if (taps == 0) & ROWS:
+        b_bias = tl.zeros((1, BOC), dtype=tl.float32)
+        if HAS_BIAS:
+            b_bias = tl.load(bias + o_oc, mask=m_oc, other=0.0).to(tl.float32)
         o_dense = i_q * SW + o_p
         m_dense = (o_p < BM * SW) & (o_dense < OW) & m_oc
         p_dense = y + ((i_b.to(tl.int64) * (GROUPS * OCG) + o_oc) * OH + i_oh) * OW
@@ -189,6 +157,7 @@ def phase_gemm_kernel(
         # [BN, BK]
         o_w = ((o_shift[None, :] * PHASES + o_phase[:, None]) * OCG + o_n[:, None]) * CHANNELS + o_ic[None, :]
         p_w = w + i_g * (KH * SHIFTS * PHASES * OCG * CHANNELS) + o_w
+        p_low = p_w + LOW
 
         acc = tl.zeros((BM, PHASES * BOC), dtype=tl.float32)
         for i_k in range(taps * STEPS):
@@ -209,7 +178,7 @@ def phase_gemm_kernel(
             b_w = tl.trans(tl.load(p_w + i_w, mask=(o_n < OCG)[:, None], other=0.0))
             if SPLIT:
                 b_high = to_tf32(b_x)
-                b_low = tl.trans(tl.load(p_w + (i_w + LOW), mask=(o_n < OCG)[:, None], other=0.0))
+                b_low = tl.trans(tl.load(p_low + i_w, mask=(o_n < OCG)[:, None], other=0.0))
                 # small terms first
                 b_sum = tl.zeros_like(acc) if APART else acc
                 b_sum = tl.dot(b_x - b_high, b_w, b_sum, input_precision="tf32")
@@ -219,7 +188,7 @@ def phase_gemm_kernel(
             else:
                 if ROUND:
                     b_x = to_tf32(b_x)
-                acc = tl.dot(b_x, b_w, acc, input_precision="tf32")
+                acc = tl.dot(b_x, b_w, acc, input_precision=PRECISION)
 
         # [BM * SLOTS, 1]
         o_yb, o_yh, o_yq = locate(i_m, o_p // SLOTS, OH, OW, SH, SW, AHEAD, BM, ROWS)
@@ -234,14 +203,14 @@ def phase_gemm_kernel(
             o_ow = o_yq * SW + (o_u % PERIOD_W * DW + o_u // PERIOD_W + -PW % SW) % SW - AHEAD
         m_y = (o_yb < N) & (o_yh < OH) & (o_u < SW) & (o_ow >= 0) & (o_ow < OW)
         p_y = y + (o_yb.to(tl.int64) * (GROUPS * OCG) * OH + o_yh) * OW + o_ow
-        if HALVES:
-            b_0, b_1 = tl.split(tl.permute(tl.reshape(acc, (BM, PHASES, 2, BOC // 2)), (0, 1, 3, 2)))
-            i_half = i_oc * BOC
-            store(b_0, bias, p_y, m_y, i_half, i_g, OCG, OH * OW, HAS_BIAS, PHASES, JOINS, BM, BOC // 2)
-            i_half += BOC // 2
-            store(b_1, bias, p_y, m_y, i_half, i_g, OCG, OH * OW, HAS_BIAS, PHASES, JOINS, BM, BOC // 2)
-        else:
-            store(acc, bias, p_y, m_y, i_oc * BOC, i_g, OCG, OH * OW, HAS_BIAS, PHASES, JOINS, BM, BOC)
+        # [BM, PHASES, BOC, slots of a phase] -> [BM * SLOTS, BOC]
+        b_y = tl.reshape(acc, (BM, PHASES, BOC, 1))
+        for i_join in tl.static_range(JOINS):
+            b_y = tl.join(b_y, tl.zeros_like(b_y)).reshape(BM, PHASES, BOC, 2 << i_join)
+        b_y = tl.permute(b_y, (0, 1, 3, 2)).reshape(BM * SLOTS, BOC)
+        if HAS_BIAS:
+            b_y += tl.load(bias + o_oc, mask=m_oc, other=0.0).to(tl.float32)
+        tl.store(p_y + o_oc.to(tl.int64) * (OH * OW), b_y.to(y.dtype.element_ty), mask=m_y & m_oc)
 
 
 def output_extent(extent: int, kernel: int, stride: int, padding: int, dilation: int, extra: int) -> int:
@@ -268,7 +237,7 @@ def count_shifts(taps: int, stride: int, padding: int, dilation: int) -> int:
 
 def choose_ahead(taps: int, stride: int, padding: int, dilation: int) -> int:
     """Return how far before its output a q begins, in columns: 0, or up to its first tap."""
-    # none takes fewer shifts than a q that begins at its first tap, and none fewer values of q than 0 ahead
+    # a q that begins at its first tap takes the fewest shifts, one that begins at an output the fewest values of q
     ahead = padding % stride
     before, after = (count_shifts(taps, stride, left, dilation) for left in (padding, padding - ahead))
     return ahead if after < before else 0
@@ -350,6 +319,12 @@ def pack(weight: torch.Tensor, layout: dict[str, int], tf32: bool, split: bool) 
 LONGEST_SUM = 512
 
 
+#: Bytes of shared memory that tiles may take: a program may have 99 KB on Ada.
+ROOM_BYTES = 96 * 1024
+#: Columns of w that may come in two parts; more are split in the kernel, so that shared memory holds one part.
+MOST_COLUMNS = 256
+
+
 def tiles(
     layout: dict[str, int], batch: int, OH: int, OW: int, itemsize: int, split: bool
 ) -> dict[str, int | bool]:
@@ -358,6 +333,7 @@ def tiles(
     SLOTS = PHASES << layout["JOINS"]
     pixels = batch * triton.cdiv(OH, layout["SH"]) * width(OW, layout)
     depth = triton.cdiv(layout["KH"], layout["PERIOD_H"]) * layout["SHIFTS"] * layout["CHANNELS"]
+    steps = depth // (layout["BE"] * layout["BI"])
 
     def programs() -> int:
         return layout["SH"] * triton.cdiv(pixels, BM) * triton.cdiv(OCG, BOC) * GROUPS
@@ -365,7 +341,7 @@ def tiles(
     # 16 channels where phases are few, since 8 read x twice as often, and as many pixels as leave room for a
     # few programs on an SM: on problem 81 and an H200 0.259 ms (fp32: 0.268); half the pixels took 0.272 and
     # 0.283, half the channels 0.262 and 0.276
-    short, apart = depth <= 128, split and depth > LONGEST_SUM
+    apart = split and depth > LONGEST_SUM
     widest = min(triton.cdiv(64, PHASES), triton.cdiv(128, SLOTS))
     BOC = power_of_2(triton.cdiv(16, PHASES), OCG, widest)
     BM = power_of_2(16, min(pixels, 65536 // (itemsize * SLOTS * BOC)), 64 if apart else 128)
@@ -374,18 +350,22 @@ def tiles(
         BOC //= 2
     while programs() < 128 and BM > 16:
         BM //= 2
-    tile = {"APART": apart, "BM": BM, "BOC": BOC, "num_warps": 4, "num_stages": 1 if short else 2}
+    parts = split and PHASES * BOC <= MOST_COLUMNS
+    columns = PHASES * BOC * (2 if parts else 1)
+    # in stages values of four bytes go straight to shared memory: on an H100 problem 81 took 0.314 instead of
+    # 0.330 ms (fp32: 0.316, 0.329; fp16 0.238, 0.235), while 75, of a few steps, took 0.363 instead of 0.352
+    # (fp32: 0.387, 0.394)
+    short = depth <= 128 and (itemsize < 4 or (steps > 1 and not split))
+    tile = {"BM": BM, "BOC": BOC, "num_warps": 4, "num_stages": 1 if short else 2}
+    tile |= {"SPLIT": parts, "APART": apart}
     if programs() <= 256 and layout["CHANNELS"] % 128 == 0:
-        # alone on its SM a program has to keep that SM's share of the bandwidth busy: 32 KB in flight,
-        # in three stages of fp32 that fit the 99 KB which a program may have on Ada
-        columns = PHASES * BOC * (2 if split else 1)
-        steps = (BI for BI in (128, 64) if 3 * 4 * BI * (BM + columns) <= 96 * 1024)
-        tile |= {"BI": next(steps, 32), "num_stages": 3}
+        # alone on its SM a program has to keep that SM's share of the bandwidth busy: 32 KB in flight
+        fit = (BI for BI in (128, 64, 32) if 3 * 4 * BI * (BM + columns) <= ROOM_BYTES)
+        tile |= {"BI": next(fit, layout["BI"]), "num_stages": 3}
+    stage_bytes = 4 * layout["BE"] * tile.get("BI", layout["BI"]) * (BM + columns)
+    tile["num_stages"] = max(1, min(tile["num_stages"], ROOM_BYTES // stage_bytes))
     # a tile within a row spares a division for every slot, if not too much of a row's last tile is cut
     QW = width(OW, layout)
-    # more than 64 values a thread are stored in halves: problem 81 in TF32 takes 124 registers instead of 156,
-    # so that four programs share an SM
-    tile |= {"HALVES": BM * SLOTS * BOC > 8192 and BOC > 1}
     return tile | {"ROWS": triton.cdiv(QW, BM) * BM * 9 <= QW * 10}
 
 
@@ -435,26 +415,23 @@ class ModelNew(nn.Module):
             groups=groups,
         )
         self.layout = geometry(self.conv_transpose2d)
-        # by arithmetic, and by shape, dtype and arithmetic of the input
-        self.packed: dict[bool, torch.Tensor] = {}
+        # by arithmetic and number of parts, and by shape, dtype and arithmetic of the input
+        self.packed: dict[tuple[bool, bool], torch.Tensor] = {}
         self.plans: dict[tuple, tuple] = {}
         self.stamp: tuple[int, int] | None = None
 
     def prepare(self) -> None:
-        """Forget everything made from earlier weights and pack the present ones."""
+        """Forget everything made from earlier weights; the first call of a kind packs what it needs."""
         weight = self.conv_transpose2d.weight
         self.packed.clear()
         self.plans.clear()
         self.stamp = weight_stamp(weight)
-        self.pack(weight.dtype == torch.float32 and torch.backends.cudnn.allow_tf32)
 
-    def pack(self, tf32: bool) -> torch.Tensor:
-        """Return the packed weights, made once for each arithmetic."""
-        if tf32 not in self.packed:
-            weight = self.conv_transpose2d.weight
-            split = weight.dtype == torch.float32 and not tf32
-            self.packed[tf32] = pack(weight, self.layout, tf32, split)
-        return self.packed[tf32]
+    def pack(self, tf32: bool, split: bool) -> torch.Tensor:
+        """Return the packed weights, made once for each arithmetic and number of parts."""
+        if (tf32, split) not in self.packed:
+            self.packed[tf32, split] = pack(self.conv_transpose2d.weight, self.layout, tf32, split)
+        return self.packed[tf32, split]
 
     def plan(self, x: torch.Tensor, tf32: bool) -> tuple:
         """Return output size, grid, packed weights and constants for inputs like x."""
@@ -471,10 +448,11 @@ class ModelNew(nn.Module):
             "OW": OW,
             "HAS_BIAS": layer.bias is not None,
             "ROUND": tf32,
-            "SPLIT": split,
+            "PRECISION": "tf32x3" if split and not tile["SPLIT"] else "tf32",
         }
         grid = launch_grid(self.layout, tile, batch, OH, OW)
-        return (batch, layer.out_channels, OH, OW), grid, self.pack(tf32), constants | self.layout | tile
+        weight = self.pack(tf32, tile["SPLIT"])
+        return (batch, layer.out_channels, OH, OW), grid, weight, constants | self.layout | tile
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map [N, IC, H, W] to [N, OC, OH, OW]."""

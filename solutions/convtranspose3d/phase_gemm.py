@@ -159,6 +159,7 @@ def phase_gemm_kernel(
     PHASES: tl.constexpr,
     JOINS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    PRECISION: tl.constexpr,
     SPLIT: tl.constexpr,
     APART: tl.constexpr,
     BM: tl.constexpr,
@@ -217,7 +218,7 @@ def phase_gemm_kernel(
             b_sum = tl.dot(b_high, b_w, b_sum, input_precision="tf32")
             acc = acc + b_sum if APART else b_sum
         else:
-            acc = tl.dot(b_t, b_w, acc, input_precision="tf32")
+            acc = tl.dot(b_t, b_w, acc, input_precision=PRECISION)
 
     # [BM * FOLD, PHASES, BOC, slots of a phase] -> [BM * FOLD * SLOTS, BOC]
     b_y = tl.reshape(acc, (BM * FOLD, PHASES, BOC, 1))
@@ -396,6 +397,12 @@ def pack(weight: torch.Tensor, layout: dict[str, int], tf32: bool, split: bool) 
 LONGEST_SUM = 512
 
 
+#: Bytes of shared memory that tiles may take: a program may have 99 KB on Ada.
+ROOM_BYTES = 96 * 1024
+#: Columns of w that may come in two parts; more are split in the kernel, so that shared memory holds one part.
+MOST_COLUMNS = 256
+
+
 def tiles(layout: dict[str, int], rows: int, split: bool) -> dict[str, int | bool]:
     """Choose tile and pipeline of a GEMM of `rows` rows; `split` says that a product takes three."""
     columns = layout["FOLD"] * layout["PHASES"]
@@ -420,11 +427,15 @@ def tiles(layout: dict[str, int], rows: int, split: bool) -> dict[str, int | boo
     # 64 values a thread. With 32, of a factor in two parts each, problem 61 took 47 ms instead of 5.4, 77 1.2
     # instead of 0.7
     warps = max(4, min(16, BM * slots * BOC // 2048))
-    # three stages of 128 x 128 x 32 in fp32 are 96 KB: what a program may have on Ada, and two on Hopper
+    parts = split and columns * BOC <= MOST_COLUMNS
     tile = {"BM": BM, "BOC": BOC, "num_warps": warps, "num_stages": 3 if depth >= 512 else 2}
-    tile |= {"APART": split and depth > LONGEST_SUM}
-    # the columns of hundreds of phases fill that by themselves
-    return tile if columns * BOC <= 256 else tile | {"BK": 16, "num_stages": 1}
+    tile |= {"SPLIT": parts, "APART": split and depth > LONGEST_SUM}
+    if columns * BOC > MOST_COLUMNS:
+        # the columns of hundreds of phases fill shared memory by themselves
+        return tile | {"BK": 16, "num_stages": 1}
+    # rows of BK values are 128 bytes or less
+    stage_bytes = min(128, 4 * layout["BK"]) * (BM + columns * BOC * (2 if parts else 1))
+    return tile | {"num_stages": max(1, min(tile["num_stages"], ROOM_BYTES // stage_bytes))}
 
 
 def launch_grid(layout: dict[str, int], tile: dict[str, int], rows: int) -> tuple[int, int, int]:
@@ -472,40 +483,36 @@ class ModelNew(nn.Module):
         if self.conv_transpose3d.stride[2] > MAX_STRIDE_W:
             refused = f"stride={self.conv_transpose3d.stride}"
             raise ValueError(f"{refused}: phases along W share a tile, above {MAX_STRIDE_W} take gather_gemm")
-        # by arithmetic, and by shape, dtype and arithmetic of the input
-        self.packed: dict[bool, tuple[dict[str, int], torch.Tensor]] = {}
+        # by arithmetic and number of parts, and by shape, dtype and arithmetic of the input
+        self.packed: dict[tuple[bool, bool], torch.Tensor] = {}
         self.plans: dict[tuple, tuple] = {}
         self.stamp: tuple[int, int] | None = None
 
     def prepare(self) -> None:
-        """Forget everything made from earlier weights and pack the present ones."""
+        """Forget everything made from earlier weights; the first call of a kind packs what it needs."""
         weight = self.conv_transpose3d.weight
         self.packed.clear()
         self.plans.clear()
         self.stamp = weight_stamp(weight)
-        self.pack(weight.dtype == torch.float32 and torch.backends.cudnn.allow_tf32)
 
-    def pack(self, tf32: bool) -> tuple[dict[str, int], torch.Tensor]:
-        """Return geometry and packed weights, made once for each arithmetic."""
-        if tf32 not in self.packed:
-            weight = self.conv_transpose3d.weight
-            split = weight.dtype == torch.float32 and not tf32
-            layout = geometry(self.conv_transpose3d, weight.itemsize, split)
-            self.packed[tf32] = layout, pack(weight, layout, tf32, split)
-        return self.packed[tf32]
+    def pack(self, layout: dict[str, int], tf32: bool, split: bool) -> torch.Tensor:
+        """Return the packed weights, made once for each arithmetic and number of parts."""
+        if (tf32, split) not in self.packed:
+            self.packed[tf32, split] = pack(self.conv_transpose3d.weight, layout, tf32, split)
+        return self.packed[tf32, split]
 
     def plan(self, x: torch.Tensor, tf32: bool) -> Plan:
         """Return what to launch for inputs like x."""
         layer, batch = self.conv_transpose3d, x.shape[0]
-        layout, weight = self.pack(tf32)
-        sizes = frame(layer, layout, x.shape)
         split = x.dtype == torch.float32 and not tf32
+        layout = geometry(layer, x.itemsize, split)
+        sizes = frame(layer, layout, x.shape)
         # values of q in a class of rows, of which FOLD share a row of the GEMM
         QD, QH, QW = (triton.cdiv(sizes[f"O{axis}"], layout[f"S{axis}"]) for axis in "DHW")
         rows = batch * QD * QH * triton.cdiv(QW, layout["FOLD"])
         tile = tiles(layout, rows, split)
         return Plan(
-            weight,
+            self.pack(layout, tf32, tile["SPLIT"]),
             (batch, layer.out_channels, *(sizes[f"O{axis}"] for axis in "DHW")),
             (layer.groups, sizes["PIXELS"], layout["CHANNELS"]),
             (sizes["PIXELS"] // sizes["BP"], layout["CHANNELS"] // sizes["BC"], layer.groups),
@@ -515,7 +522,8 @@ class ModelNew(nn.Module):
             launch_grid(layout, tile, rows),
             {name: sizes[name] for name in ("LD", "LH", "LW", "LEAD", "OD", "OH", "OW")}
             | {name: value for name, value in layout.items() if name != "ICG"}
-            | {"HAS_BIAS": layer.bias is not None, "SPLIT": split}
+            | {"HAS_BIAS": layer.bias is not None}
+            | {"PRECISION": "tf32x3" if split and not tile["SPLIT"] else "tf32"}
             | tile,
         )
 
