@@ -129,6 +129,18 @@ def test_a_busy_device_is_a_flag(referee: Referee, monkeypatch: pytest.MonkeyPat
     assert flags == ["disturbed: the device is not idle"]
 
 
+def test_a_check_on_a_busy_device_says_whose_work_it_may_be(
+    referee: Referee, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(*_: object) -> None:
+        raise measure.Disturbed("the device is not idle")
+
+    monkeypatch.setattr(Bench, "_call", busy)
+    with pytest.raises(Foul, match="of this solution goes on, or of another process") as raised:
+        referee._check(load.find_solution("gather_gemm", "convtranspose2d"))
+    assert raised.value.status == Status.TIMEOUT
+
+
 def test_the_same_entropy_draws_the_same_values_again(referee: Referee) -> None:
     case = referee._current()
     block = torch.empty(case.inputs.size, dtype=torch.uint8)

@@ -285,12 +285,13 @@ def _unranked(isolation: dict[str, Any]) -> Failed:
 
 
 def _call_alone(bench: Bench, role: str, kind: Call) -> None:
-    """Call the solution with nothing else to do for the device: what keeps it busy is the solution's."""
+    """Call the solution with nothing else to do for the device, so that what keeps it busy is not the judge's."""
     gated, bench.gated = bench.gated, False
     try:
         bench.call(role, kind, 1)
     except measure.Disturbed as disturbed:
-        raise Foul(Status.TIMEOUT, "check", str(disturbed)) from disturbed
+        whose = "work of this solution goes on, or of another process"
+        raise Foul(Status.TIMEOUT, "check", f"{disturbed}: {whose}") from disturbed
     finally:
         bench.gated = gated
 
