@@ -285,7 +285,7 @@ def _unranked(isolation: dict[str, Any]) -> Failed:
 
 
 def _call_alone(bench: Bench, role: str, kind: Call) -> None:
-    """Call the solution with nothing else to do for the device, so that what keeps it busy is not the judge's."""
+    """Call the solution with nothing else to do for the device: what keeps it busy is not the judge's."""
     gated, bench.gated = bench.gated, False
     try:
         bench.call(role, kind, 1)
