@@ -67,6 +67,7 @@ CASES = {
     "problem 79, smaller": Case(8, 9, 3, 2, 1, 2, length=20),
     "an upsampling layer": Case(6, 5, 16, 8, 4, bias=True, batch=2),
     "more phases than columns": Case(1, 1, 40, 32, length=1),
+    "more phases than two parts of w have room for": Case(1, 2, 300, 300, length=2),
     "channels past one step": Case(40, 3, 2),
     "wavegan's phases are unequal": Case(4, 3, 25, 4, 11, bias=True, output_padding=1, length=7),
     "two taps for seven phases": Case(2, 3, 2, 7, bias=True),

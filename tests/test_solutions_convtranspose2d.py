@@ -63,6 +63,7 @@ CASES = {
     "problem 75, smaller": Case(8, 8, (3, 5), (2, 3), (1, 2), (2, 1), groups=4, height=4, width=9),
     "a decoder's layer": Case(6, 5, 4, 2, 1, bias=True, batch=2, height=3, width=5),
     "more phases than columns": Case(1, 1, (1, 40), (1, 32), height=1, width=2),
+    "more phases than two parts of w have room for": Case(1, 2, (1, 300), (1, 300), height=1, width=2),
     "stride 1": Case(3, 17, 3, bias=True, height=5, width=6),
     "channels past one step": Case(40, 3, (1, 2)),
     "two taps for seven phases": Case(2, 3, (1, 2), 7, bias=True),

@@ -62,6 +62,7 @@ CASES = {
     "problem 72, smaller": Case(8, 8, (3, 2, 7), 2, (1, 0, 3), 1, 4, size=(1, 1, 3)),
     "problem 77, smaller": Case(4, 6, (1, 3, 3), 2, 1, dilation=2),
     "a decoder's layer": Case(3, 5, 4, 2, 1, bias=True, batch=2, size=(1, 1, 2)),
+    "more phases than two parts of w have room for": Case(1, 2, (1, 1, 300), (1, 1, 300), size=(1, 1, 2)),
     "channels past one step": Case(40, 3, (1, 1, 2), size=(1, 2, 2)),
     "shifts two apart": Case(3, 4, (1, 2, 3), dilation=2, size=(1, 3, 4)),
     "two taps for five phases": Case(2, 3, (1, 1, 2), (1, 1, 5), bias=True),
