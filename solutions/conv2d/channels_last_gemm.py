@@ -103,7 +103,12 @@ def gather(
         p_x += tl.cast(i_k, tl.int64) * CHANNEL
     else:
         o_tap, o_ic = (i_k + o_k) // ICG, (i_k + o_k) % ICG
-        o_kh, o_kw = i_tap // KW + o_tap // KW, i_tap % KW + o_tap % KW
+        o_kh, o_kw = i_tap // KW + o_tap // KW, o_tap % KW
+        if PATCH % KW > 0:
+            # it may begin within a row, and then some of its rows go on in the next
+            o_kw += i_tap % KW
+            m_next = o_kw >= KW
+            o_kh, o_kw = o_kh + m_next.to(tl.int32), tl.where(m_next, o_kw - KW, o_kw)
     # [BM, 1], or [BM, BK] across taps; without padding every tap of a pixel lies inside
     m_x = m_m
     if PH > 0:
@@ -199,7 +204,7 @@ def gemm_kernel(
     """
     i_tile, i_g, i_part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     PIXELS: tl.constexpr = OH * OW
-    PATCHES: tl.constexpr = KH * KW // PATCH
+    PATCHES: tl.constexpr = (KH * KW + PATCH - 1) // PATCH
     PIXEL: tl.constexpr = GROUPS * DEPTH if COPY else 1
     CHANNEL: tl.constexpr = 1 if COPY else H * W
     GROUP: tl.constexpr = DEPTH if COPY else ICG * H * W
@@ -239,9 +244,11 @@ def gemm_kernel(
             acc = multiply(b_x, p_w + i_k * BK, m_n, acc, LOW, ROUND, SPLIT, APART, SWAP)
     else:
         for i_patch in range(PATCHES):
+            # the last begins earlier if taps do not divide; its weights are zeros for taps of the one before
+            i_tap = min(i_patch * PATCH, KH * KW - PATCH)
             for i_k in tl.static_range(0, DEPTH, BK):
                 b_x = gather(
-                    p_x, m_m, o_top, o_left, i_patch * PATCH, i_k, o_k,
+                    p_x, m_m, o_top, o_left, i_tap, i_k, o_k,
                     H, W, ICG, KW, PH, PW, DH, DW, COPY, PATCH, DEPTH, PIXEL, CHANNEL,
                 )  # fmt: skip
                 acc = multiply(b_x, p_w + (i_patch * DEPTH + i_k), m_n, acc, LOW, ROUND, SPLIT, APART, SWAP)
@@ -410,14 +417,17 @@ def tiles(
         ((*size, parts) for size in sizes for parts in range(1, most_parts + 1)),
         key=lambda choice: copied_cost_us(*choice, *work, BK * itemsize) if copy else cost(*choice, *work),
     )
-    if PATCH > 1 and not apart and (BM, BN) == (128, 128) and pixels >= 128 * 256 and room >= 128 * 1024:
-        # unrolled, all pixels wait for the same weights: more of them a program took problem 50 of conv2d from
-        # 0.88 to 0.56 ms, in fp32 from 1.20 to 0.90. Its sums go to the output through 128 KB
-        BM = 256
     deep = large and itemsize == 4 and BM * BN >= 8192 and 4 * 4 * (256 + BN) * BK <= room
     if deep:
         # where there is room for four stages of it (56: 1.83 instead of 2.20 ms, 55: 2.81 instead of 2.90)
         BM = 256
+    # unrolled, all pixels wait for the same weights: with four warps two programs share an SM, and one works while
+    # the other waits (50: 0.52 instead of 0.86 ms). With less room sums of four warps would not fit Ada's registers
+    wide = PATCH > 1 and not apart and (BM, BN) == (128, 128) and room >= 128 * 1024
+    if wide and split and DEPTH > 320:
+        # twelve steps of three products compile for 18 s and took 50 0.81 ms; two rounds of six for 4 s, and 0.83
+        PATCH = triton.cdiv(PATCH, 2)
+        DEPTH = padded(PATCH * ICG, BK)
     step_bytes = (BM + BN * (2 if split else 1)) * BK * itemsize
     programs = parts * triton.cdiv(pixels, BM) * triton.cdiv(OCG, BN) * layout["GROUPS"]
     # half of an SM of Hopper, which is what Ada has; a program that is alone hides latency by itself, with up to
@@ -431,11 +441,11 @@ def tiles(
         "DEPTH": DEPTH,
         "PARTS": parts,
         # where x passes through registers it has to be the left factor, and w the one in shared memory
-        "SWAP": (copy or itemsize == 2) and not split and BN >= 64,
+        "SWAP": (copy or itemsize == 2) and not split and not wide and BN >= 64,
         "BM": BM,
         "BN": BN,
         "BK": BK,
-        "num_warps": 8 if BM * BN > (4096 if apart else 8192) else 4,
+        "num_warps": 4 if wide else 8 if BM * BN > (4096 if apart else 8192) else 4,
         # unrolled loops are not pipelined
         "num_stages": 1 if PATCH > 1 else 4 if deep else max(2, stages),
     }
@@ -448,7 +458,12 @@ def pack(weight: torch.Tensor, layout: dict[str, int], tile: dict, tf32: bool, s
     values and what they lack.
     """
     PATCH, ICG = tile["PATCH"], layout["ICG"]
-    patches = weight.detach().permute(0, 2, 3, 1).reshape(weight.shape[0], -1, PATCH * ICG)
+    taps = weight.detach().permute(0, 2, 3, 1).reshape(weight.shape[0], -1, ICG)
+    # taps of the last patch that the one before it has
+    twice = -taps.shape[1] % PATCH
+    last = taps.shape[1] + twice - PATCH
+    taps = torch.cat((taps[:, :last], taps.new_zeros(len(taps), twice, ICG), taps[:, last:]), dim=1)
+    patches = taps.reshape(len(taps), -1, PATCH * ICG)
     packed = nn.functional.pad(patches, (0, tile["DEPTH"] - PATCH * ICG))
     if not (tf32 or split):
         return packed.contiguous()

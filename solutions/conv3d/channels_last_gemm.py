@@ -340,15 +340,16 @@ def copies_input(layout: dict[str, int], itemsize: int, split: bool) -> bool:
     return not split and layout["ICG"] >= 32 and reuse >= (500 if itemsize == 4 else 200)
 
 
-def patch(layout: dict[str, int], BK: int) -> int:
+def patch(layout: dict[str, int], BK: int, split: bool) -> int:
     """Return how many taps a step of the reduction may cross: all, a plane's, a row's, or 1 for none."""
     # no need where filling up each tap's channels to whole steps adds no more than a quarter
     if padded(layout["ICG"], BK) * 4 <= layout["ICG"] * 5:
         return 1
-    # unrolled, 512 columns are 16 steps: seconds of compilation
+    # unrolled, 16 steps take seconds to compile; 14 of three products, 12 s (r3d-stem-b1)
+    most = 320 if split else 512
     KD, KH, KW = (layout["K" + axis] for axis in "DHW")
     rows = KD * KH * KW, KH * KW, KW
-    return next((taps for taps in rows if taps * layout["ICG"] <= 512), 1)
+    return next((taps for taps in rows if taps * layout["ICG"] <= most), 1)
 
 
 #: Tiles, pixels by channels; tl.dot asks for 16, wgmma for 64 on one side.
@@ -403,7 +404,7 @@ def tiles(
     while BK > 16 and padded(ICG, BK // 2) < padded(ICG, BK):
         BK //= 2
     copy = copies_input(layout, itemsize, split)
-    PATCH = 1 if copy else patch(layout, BK)
+    PATCH = 1 if copy else patch(layout, BK, split)
     if PATCH > 1:
         BK = max(16, min(32, triton.next_power_of_2(PATCH * ICG)))
     DEPTH = padded(PATCH * ICG, BK)
@@ -416,10 +417,10 @@ def tiles(
         ((*size, parts) for size in sizes for parts in range(1, most_parts + 1)),
         key=lambda choice: cost(*choice, steps, pixels, OCG, layout["GROUPS"]),
     )
-    if PATCH > 1 and not split and (BM, BN) == (128, 128) and pixels >= 128 * 256 and room >= 128 * 1024:
-        # unrolled, all pixels wait for the same weights: more of them a program took problem 50 of conv2d
-        # from 0.88 to 0.56 ms. Its sums go to the output through 128 KB
-        BM = 256
+    # unrolled, all pixels wait for the same weights: with four warps two programs share an SM, and one works while
+    # the other waits, which pays where three products do (128x128@8w-full 0.108 instead of 0.128 ms; in TF32 0.069
+    # instead of 0.064). With less room sums of four warps would not fit Ada's registers
+    wide = PATCH > 1 and split and not apart and room >= 128 * 1024
     step_bytes = (BM + BN * (2 if split else 1)) * BK * itemsize
     return {
         "COPY": copy,
@@ -432,7 +433,7 @@ def tiles(
         "BM": BM,
         "BN": BN,
         "BK": BK,
-        "num_warps": 8 if BM * BN > (4096 if apart else 8192) else 4,
+        "num_warps": 4 if wide else 8 if BM * BN > (4096 if apart else 8192) else 4,
         # a program may have 99 KB on Ada, and two fit on an SM of Hopper; unrolled loops are not pipelined
         "num_stages": 1 if PATCH > 1 else 3 if 3 * step_bytes <= 96 * 1024 else 2,
     }

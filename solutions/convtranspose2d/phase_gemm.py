@@ -12,8 +12,8 @@ over those kh. The input is read in place and without gaps. The weights are pack
 where a phase lacks a shift. Only phases with taps are columns; the others are joined to them as zeros
 when the accumulator [q, phase, out_channel] becomes [q * phase, out_channel], which is the order of
 the output in memory, so that a warp's store covers whole lines. Rows that no tap reaches are written
-without a GEMM. Where the output dominates, programs are small and not pipelined: occupancy hides the
-latency of one program behind the stores of others.
+without a GEMM. Where the output dominates, programs are small, of a stage or two: occupancy hides the latency of
+one program behind the stores of others.
 
 For fp32 accuracy weights are packed in two parts, high and low, x is split likewise in registers, and of
 the four products three are taken, summed apart where the sum is long.
@@ -350,12 +350,18 @@ def tiles(
         BOC //= 2
     while programs() < 128 and BM > 16:
         BM //= 2
+    few = 1 < steps and depth <= 128
+    twice = few and itemsize == 4 and not split and BM * SLOTS * BOC <= 8192 and programs() >= 1024
+    if twice:
+        # a few steps of one product: with twice the pixels and in two stages 75 took 0.345 ms on an H100 instead of
+        # 0.354, in two stages alone 0.364, with twice the pixels alone 0.356
+        BM *= 2
     parts = split and PHASES * BOC <= MOST_COLUMNS
     columns = PHASES * BOC * (2 if parts else 1)
     # in stages values of four bytes go straight to shared memory: on an H100 problem 81 took 0.314 instead of
-    # 0.330 ms (fp32: 0.316, 0.329; fp16 0.238, 0.235), while 75, of a few steps, took 0.363 instead of 0.352
-    # (fp32: 0.387, 0.394)
-    short = depth <= 128 and (itemsize < 4 or (steps > 1 and not split))
+    # 0.330 ms (fp32: 0.316, 0.329; fp16 0.238, 0.235), while 75, of a few steps, took 0.39 to 0.42 instead of 0.37
+    # in fp32
+    short = depth <= 128 and (itemsize < 4 or few) and not twice
     tile = {"BM": BM, "BOC": BOC, "num_warps": 4, "num_stages": 1 if short else 2}
     tile |= {"SPLIT": parts, "APART": apart}
     if programs() <= 256 and layout["CHANNELS"] % 128 == 0:
