@@ -101,7 +101,9 @@ def test_predicted_launches_are_those_that_a_gpu_recorded(name: str, card: str) 
 
 
 @pytest.mark.parametrize(("label", "name", "values"), [("56", "BM", [128, 256]), ("50", "num_warps", [8, 4])])
-def test_what_a_card_has_no_room_for_is_left_to_a_larger_one(label: str, name: str, values: list[int]) -> None:
+def test_what_a_card_has_no_room_for_is_left_to_a_larger_one(
+    label: str, name: str, values: list[int]
+) -> None:
     """256 rows in four stages take 160 KB of shared memory, and 128 sums a thread leave Ada no registers."""
     problem, solution = find_problem("conv2d"), find_solution("channels_last_gemm", "conv2d")
     shape = problem.sweeps(128)["kernelbench"][label]
