@@ -19,7 +19,8 @@ then adds the parts, always in the same order.
 What bounds the shapes of KernelBench, by FLOP per byte of input and output (an H100 balances at 148 in
 TF32):
 
-- 50 (118): the tensor core, since 96 channels fill 3/4 of a tile; at stride 4 a warp loads from four lines.
+- 50 (118): L1, since at stride 4 a warp's load takes 4 bytes of every 16 from four lines, and all factors
+  pass through it; after that the tensor core, since 96 channels fill 3/4 of a tile.
 - 55 (192), 56 (738), 62 (476), 80 (472): the tensor core, and the L2 cache that feeds it: of 64 channels a
   tile is narrow, so x is what it mostly reads, once for each tap.
 - 63 (64): memory, 8.6 GB of output; 16 channels make 64 bytes a pixel in the copy.
@@ -105,7 +106,7 @@ def gather(
         o_tap, o_ic = (i_k + o_k) // ICG, (i_k + o_k) % ICG
         o_kh, o_kw = i_tap // KW + o_tap // KW, o_tap % KW
         if PATCH % KW > 0:
-            # it may begin within a row, and then some of its rows go on in the next
+            # a patch that begins within a row goes on in the next
             o_kw += i_tap % KW
             m_next = o_kw >= KW
             o_kh, o_kw = o_kh + m_next.to(tl.int32), tl.where(m_next, o_kw - KW, o_kw)
