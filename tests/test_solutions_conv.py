@@ -260,14 +260,15 @@ def test_new_weights_are_used(answers: dict[str, Any]) -> None:
     [((3, 96, 11, 4, 2), 256 * 55 * 55), ((3, 64, (3, 7, 7), (1, 2, 2), (1, 3, 3)), 16 * 56 * 56)],
     ids=["kernelbench/50", "layers/r3d-stem-b1"],
 )
-def test_three_products_are_unrolled_ten_times_at_most(layer: tuple[Any, ...], pixels: int) -> None:
-    """Twelve and fourteen steps of these kept ptxas busy for 18 and 12 s."""
+def test_two_that_took_ptxas_long_are_unrolled_ten_times_at_most(layer: tuple[Any, ...], pixels: int) -> None:
+    """Twelve and fourteen steps of three products kept it busy for 18 and 12 s."""
     axes = 3 if isinstance(layer[2], tuple) else 2
     module = load(axes, "channels_last_gemm")
     with torch.device("meta"):
         layout = module.geometry(LAYERS[axes](*layer))
     tile = module.tiles(layout, pixels, 4, True, 227 * 1024)
-    assert tile["PATCH"] > 1
+    # half of 121 taps, and a plane of 49
+    assert tile["PATCH"] == (61 if axes == 2 else 49)
     assert tile["DEPTH"] // tile["BK"] <= 10
 
 
@@ -307,7 +308,7 @@ def test_tiles_cover_the_product_and_fit(
     # one block of taps is unrolled, others walk a loop, and only the loop is shared
     assert tile["PATCH"] == 1 or (steps <= 16 and not tile["COPY"] and tile["PARTS"] == 1)
     assert tile["PARTS"] == 1 or tile["PARTS"] * 8 <= taps * steps
-    # 64 sums a thread, or 128 where there is room for their way to the output through shared memory
+    # 64 sums a thread, or 128 on cards with more room than Ada
     sums = 64 if room < 128 * 1024 else 128
     assert tile["BM"] * tile["BN"] <= sums * 32 * tile["num_warps"]
     step_bytes = (tile["BM"] + tile["BN"] * (2 if split else 1)) * tile["BK"] * itemsize
