@@ -21,7 +21,7 @@ from unittest import mock
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -284,6 +284,9 @@ EXTENTS = st.integers(1, 7)
     pixels=st.integers(1, 2**33),
     arithmetic=st.sampled_from([(2, False), (4, False), (4, True)]),
     room=st.sampled_from([99 * 1024, 163 * 1024, 227 * 1024]),
+)
+@example(  # taps in two rounds
+    axes=2, channels=(3, 96), kernel=11, stride=4, pixels=256 * 55 * 55, arithmetic=(4, True), room=227 * 1024
 )
 def test_tiles_cover_the_product_and_fit(
     axes: int,
