@@ -328,6 +328,7 @@ def test_packing_rounds_to_nearest_tf32() -> None:
     size=st.tuples(st.integers(1, 64), st.integers(1, 500), st.integers(1, 500)),
     itemsize=st.sampled_from([2, 4]),
     split=st.booleans(),
+    room=st.sampled_from([99 * 1024, 227 * 1024]),
 )
 def test_tiles_cover_the_output_and_fit(
     channels: tuple[int, int],
@@ -336,11 +337,12 @@ def test_tiles_cover_the_output_and_fit(
     size: tuple[int, int, int],
     itemsize: int,
     split: bool,
+    room: int,
 ) -> None:
     phase = load("phase_gemm")
     with torch.device("meta"):
         layout = phase.geometry(nn.ConvTranspose2d(*channels, kernel, stride))
-    tile = layout | phase.tiles(layout, *size, itemsize, split and itemsize == 4)
+    tile = layout | phase.tiles(layout, *size, itemsize, split and itemsize == 4, room)
     programs, groups = phase.launch_grid(layout, tile, *size)
     batch, height, width = size
     slots = layout["PHASES"] << layout["JOINS"]
@@ -356,18 +358,27 @@ def test_tiles_cover_the_output_and_fit(
 
 
 @pytest.mark.parametrize(
-    ("itemsize", "split", "chosen"),
-    [(4, False, (256, 2)), (4, True, (128, 1)), (2, False, (128, 1))],
-    ids=["tf32", "fp32", "fp16"],
+    ("room", "itemsize", "split", "chosen"),
+    [
+        (227, 4, False, (256, 2)),
+        (227, 4, True, (128, 1)),
+        (227, 2, False, (128, 1)),
+        (163, 4, False, (128, 1)),
+        (99, 4, False, (128, 1)),
+    ],
+    ids=["tf32", "fp32", "fp16", "tf32 on an A100", "tf32 on an RTX 4090"],
 )
 def test_a_few_steps_have_the_tiles_that_an_h100_was_fastest_with(
-    itemsize: int, split: bool, chosen: tuple[int, int]
+    room: int, itemsize: int, split: bool, chosen: tuple[int, int]
 ) -> None:
-    """Problem 75: in two stages fp32 took 0.39 to 0.42 ms, not 0.375; in one TF32 took 0.354, not 0.345."""
+    """Problem 75: in two stages fp32 took 0.39 to 0.42 ms, not 0.375; in one TF32 took 0.354, not 0.345.
+
+    What 256 values of q win there, they would spill on the others.
+    """
     phase = load("phase_gemm")
     with torch.device("meta"):
         layout = phase.geometry(nn.ConvTranspose2d(32, 64, (3, 5), (2, 3), (1, 2), groups=4, dilation=(2, 1)))
-    tile = phase.tiles(layout, 16, 257, 766, itemsize, split)
+    tile = phase.tiles(layout, 16, 257, 766, itemsize, split, room * 1024)
     assert (tile["BM"], tile["num_stages"]) == chosen
 
 

@@ -422,13 +422,14 @@ def tiles(
     if deep:
         # where there is room for four stages of it (56: 1.83 instead of 2.20 ms, 55: 2.81 instead of 2.90)
         BM = 256
-    # unrolled, all pixels wait for the same weights: with four warps two programs share an SM, and one works while
-    # the other waits (50: 0.52 instead of 0.86 ms). With less room sums of four warps would not fit Ada's registers
-    wide = PATCH > 1 and not apart and (BM, BN) == (128, 128) and room >= 128 * 1024
-    if wide and split and DEPTH > 320:
-        # twelve steps of three products compile for 18 s and took 50 0.81 ms; two rounds of six for 4 s, and 0.83
+    if PATCH > 1 and split and DEPTH > 256:
+        # twelve unrolled steps of three products compile for 18 s (50), ten for 12 s; two rounds of six take 4 s
         PATCH = triton.cdiv(PATCH, 2)
         DEPTH = padded(PATCH * ICG, BK)
+    # unrolled, all pixels wait for the same weights: with four warps two programs share an SM, and one works while
+    # the other waits (50: 0.53 instead of 0.55 ms, fp32 0.83 instead of 0.91). On cards before Hopper both factors
+    # lie in registers, which then do not hold the sums
+    wide = PATCH > 1 and not apart and (BM, BN) == (128, 128) and room >= 200 * 1024
     step_bytes = (BM + BN * (2 if split else 1)) * BK * itemsize
     programs = parts * triton.cdiv(pixels, BM) * triton.cdiv(OCG, BN) * layout["GROUPS"]
     # half of an SM of Hopper, which is what Ada has; a program that is alone hides latency by itself, with up to
@@ -441,7 +442,8 @@ def tiles(
         "PATCH": PATCH,
         "DEPTH": DEPTH,
         "PARTS": parts,
-        # where x passes through registers it has to be the left factor, and w the one in shared memory
+        # where x passes through registers it has to be the left factor, and w the one in shared memory; it was faster
+        # as the left one of 16 bits, too, where four warps take 128 x 128 (50: 0.344 instead of 0.366 ms)
         "SWAP": (copy or itemsize == 2) and not split and not wide and BN >= 64,
         "BM": BM,
         "BN": BN,

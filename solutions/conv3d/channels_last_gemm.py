@@ -345,8 +345,8 @@ def patch(layout: dict[str, int], BK: int, split: bool) -> int:
     # no need where filling up each tap's channels to whole steps adds no more than a quarter
     if padded(layout["ICG"], BK) * 4 <= layout["ICG"] * 5:
         return 1
-    # unrolled, 16 steps take seconds to compile; 14 of three products, 12 s (r3d-stem-b1)
-    most = 320 if split else 512
+    # unrolled, 16 steps take seconds to compile; 14 of three products, 12 s (r3d-stem-b1), and so do ten of 128 channels
+    most = (320 if layout["OCG"] <= 64 else 256) if split else 512
     KD, KH, KW = (layout["K" + axis] for axis in "DHW")
     rows = KD * KH * KW, KH * KW, KW
     return next((taps for taps in rows if taps * layout["ICG"] <= most), 1)
@@ -419,8 +419,8 @@ def tiles(
     )
     # unrolled, all pixels wait for the same weights: with four warps two programs share an SM, and one works while
     # the other waits, which pays where three products do (128x128@8w-full 0.108 instead of 0.128 ms; in TF32 0.069
-    # instead of 0.064). With less room sums of four warps would not fit Ada's registers
-    wide = PATCH > 1 and split and not apart and room >= 128 * 1024
+    # instead of 0.064). On cards before Hopper both factors lie in registers, which then do not hold the sums
+    wide = PATCH > 1 and split and not apart and room >= 200 * 1024
     step_bytes = (BM + BN * (2 if split else 1)) * BK * itemsize
     return {
         "COPY": copy,

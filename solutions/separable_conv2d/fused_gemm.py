@@ -185,17 +185,21 @@ def fused_gemm_kernel(
     BH: tl.constexpr,
     R: tl.constexpr,
     V: tl.constexpr,
+    PARTS: tl.constexpr,
 ):
     """Write BOC channels of BM pixels, in patches of BH rows and R columns, where 2**JOINS is BH * R.
 
-    x is [N, IC, H, W], w_depth [IC, KH, KW], b_depth [IC], w_point [OC, IC], b_point [OC] and
-    y [N, OC, OH, OW], all contiguous. One step of the reduction is BI channels.
+    x is [N, IC, H, W], w_depth [IC, KH, KW], b_depth [IC], w_point [OC, IC], b_point [OC] or None, and
+    y [N, OC, OH, OW], or as many times as there are PARTS; all contiguous. One step of the reduction is BI
+    channels.
     """
     BQ: tl.constexpr = BM >> JOINS
     # channel tiles of the same patches run side by side, since they read the same x
     OC_TILES: tl.constexpr = (OC + BOC - 1) // BOC
     i_oc = tl.program_id(0) % OC_TILES
     i_p = (tl.program_id(0) // OC_TILES).to(tl.int64) * BQ
+    i_part = tl.program_id(1)
+    PART: tl.constexpr = (IC + BI * PARTS - 1) // (BI * PARTS) * BI
 
     # [BQ, 1] and [BI]
     o_image, o_oh, o_ow = locate(i_p, tl.arange(0, BQ)[:, None], OH, OW, BH, R)
@@ -205,7 +209,7 @@ def fused_gemm_kernel(
     m_oc = o_oc < OC
 
     acc = tl.zeros((BM, BOC), dtype=tl.float32)
-    for i_ic in range(0, IC, BI):
+    for i_ic in range(i_part * PART, min(i_part * PART + PART, IC), BI):
         o_ic = i_ic + o_i
         b_x = depthwise_tile(
             x, w_depth, b_depth, o_image, o_oh, o_ow, o_ic[None, :],
@@ -219,7 +223,7 @@ def fused_gemm_kernel(
             b_x, b_w = round_tf32(b_x), round_tf32(b_w)
         acc = tl.dot(b_x, b_w, acc, input_precision=PRECISION)
 
-    if HAS_BIAS:
+    if HAS_BIAS and PARTS == 1:
         acc += tl.load(b_point + o_oc, mask=m_oc, other=0.0).to(tl.float32)[None, :]
 
     # [BM]: the patches again, pixel by pixel
@@ -227,10 +231,33 @@ def fused_gemm_kernel(
     o_image, o_oh, o_ow = locate(i_p, o_m // (BH * R), OH, OW, BH, R)
     o_oh += o_m // R % BH
     o_ow += o_m % R
-    p_y = y + (o_image.to(tl.int64) * OC * (OH * OW) + (o_oh * OW + o_ow))
+    p_y = y + ((i_part.to(tl.int64) * N + o_image) * (OC * (OH * OW)) + (o_oh * OW + o_ow))
     m_y = (o_image < N) & (o_oh < OH) & (o_ow < OW)
     p_y = p_y[:, None] + (o_oc.to(tl.int64) * (OH * OW))[None, :]
     tl.store(p_y, acc.to(y.dtype.element_ty), mask=m_y[:, None] & m_oc[None, :])
+
+
+@triton.jit
+def sum_kernel(
+    parts,
+    bias,
+    y,
+    count,
+    OC: tl.constexpr,
+    PIXELS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    PARTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Add parts [PARTS, count] in order, and bias [OC], to `count` values of y [N, OC, PIXELS]."""
+    o_y = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    m_y = o_y < count
+    b_y = tl.zeros((BLOCK,), dtype=tl.float32)
+    for i_part in tl.static_range(PARTS):
+        b_y += tl.load(parts + i_part * count + o_y, mask=m_y, other=0.0)
+    if HAS_BIAS:
+        b_y += tl.load(bias + o_y // PIXELS % OC, mask=m_y, other=0.0).to(tl.float32)
+    tl.store(y + o_y, b_y.to(y.dtype.element_ty), mask=m_y)
 
 
 def output_extent(extent: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
@@ -277,13 +304,14 @@ def tiles(layers: nn.Module, batch: int, W: int, OH: int, OW: int, split: bool) 
     while BOC > 32 and programs() < 128:
         BOC //= 2
     patch = {"BH": BH, "R": R, "V": V, "TH": TH, "TW": TW}
-    return patch | {"BM": BM, "BI": BI, "BOC": BOC, "num_warps": 8}
+    return patch | {"BM": BM, "BI": BI, "BOC": BOC, "PARTS": 1, "num_warps": 8}
 
 
-def launch_grid(tile: dict[str, int], batch: int, OC: int, OH: int, OW: int) -> tuple[int]:
-    """Return (programs,): the channel tiles of all tiles of patches."""
+def launch_grid(tile: dict[str, int], batch: int, OC: int, OH: int, OW: int) -> tuple[int, int]:
+    """Return the channel tiles of all tiles of patches, and the parts of the reduction."""
     patches = batch * triton.cdiv(OH, tile["BH"]) * triton.cdiv(OW, tile["R"])
-    return (triton.cdiv(patches, tile["BM"] // (tile["BH"] * tile["R"])) * triton.cdiv(OC, tile["BOC"]),)
+    pixel_tiles = triton.cdiv(patches, tile["BM"] // (tile["BH"] * tile["R"]))
+    return pixel_tiles * triton.cdiv(OC, tile["BOC"]), tile["PARTS"]
 
 
 class ModelNew(nn.Module):
@@ -351,5 +379,13 @@ class ModelNew(nn.Module):
         y = torch.empty(size, dtype=x.dtype, device=x.device)
         weights = self.depthwise.weight.contiguous(), self.depthwise.bias
         weights += self.pointwise.weight.contiguous(), self.pointwise.bias
-        fused_gemm_kernel[grid](x.contiguous(), *weights, y, size[0], **constants)
+        PARTS = constants["PARTS"]
+        if PARTS == 1:
+            fused_gemm_kernel[grid](x.contiguous(), *weights, y, size[0], **constants)
+            return y
+        parts = torch.empty((PARTS, *size), dtype=torch.float32, device=x.device)
+        fused_gemm_kernel[grid](x.contiguous(), *weights, parts, size[0], **constants)
+        pixels, bias = size[2] * size[3], self.pointwise.bias
+        sum_grid = (triton.cdiv(y.numel(), 512),)
+        sum_kernel[sum_grid](parts, bias, y, y.numel(), size[1], pixels, bias is not None, PARTS, BLOCK=512)
         return y
