@@ -17,6 +17,8 @@ rounded to nearest TF32 or, without TF32, split for three products.
 The pixels of one plane must number fewer than 2**31. Inputs are taken to be finite.
 """
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -274,37 +276,48 @@ def unrolled_taps(KH: int, KW: int) -> tuple[int, int]:
     return 1, next(taps for taps in range(min(KW, 64), 0, -1) if KW % taps == 0)
 
 
+def power_of_2(size: int, most: int) -> int:
+    """Return the smallest power of two that covers `size`, kept within [16, most]; tl.dot asks for 16."""
+    return max(16, min(most, triton.next_power_of_2(size)))
+
+
 def tiles(layers: nn.Module, batch: int, W: int, OH: int, OW: int, split: bool) -> dict[str, int]:
-    """Choose patch, tile and unrolled taps for an output from W columns of input.
+    """Choose patch, tile, parts and unrolled taps for an output from W columns of input.
 
     `split` says that a product takes three.
     """
-    TH, TW = unrolled_taps(*layers.depthwise.kernel_size)
+    layer = layers.depthwise
+    TH, TW = unrolled_taps(*layer.kernel_size)
     # pieces tile a row of the input, and of the output if they are of 4. A loop over columns would put
     # them where no vector begins. A patch is never one pixel: the compiler would then convert each of the
     # pixels that it adds to the tensor core's layout, and not just their sum.
-    V = 1 if TW < layers.depthwise.kernel_size[1] or W % 2 else 2 if W % 4 or OW % 4 else 4
-    R = max(2, V)
+    V = 1 if TW < layer.kernel_size[1] or W % 2 else 2 if W % 4 or OW % 4 else 4
+    # a second row shares input with the first
+    R, BH = max(2, V), 1 if OH == 1 else 2
     IC, OC = layers.pointwise.in_channels, layers.pointwise.out_channels
-    BOC = max(16, min(256, triton.next_power_of_2(OC)))
 
-    def programs() -> int:
+    def programs(BM: int) -> int:
         return triton.cdiv(batch * triton.cdiv(OH, BH) * triton.cdiv(OW, R) * BH * R, BM) * triton.cdiv(OC, BOC)
 
-    # a second row shares input with the first, and 128 pixels share the weights of their channels, where 64
-    # sums a thread and a patch of 2x4 leave registers for two programs on an SM; split factors need more
-    BH, BM = (1 if OH == 1 else 2), (128 if BOC <= 128 and not split else 64)
-    if programs() < 256:
-        # smaller tiles for more SMs, down to the 64 pixels that wgmma takes
-        BH, BM = 1, 64
-    # long steps, of a patch a thread at least: 64 channels took problem 86 from 2.8 ms, with 32, to 2.4 in
-    # fp32, and from 0.95 to 0.88 in fp16
-    BI = max(16, 256 * BH * R // BM, min(64, triton.next_power_of_2(IC)))
-    # below a program for each of 128 SMs there is time to compute the depthwise tile more than once
-    while BOC > 32 and programs() < 128:
-        BOC //= 2
+    # 64 sums a thread of four warps, so that two programs share an SM; long steps: problem 86 took 2.8 ms with 32
+    # channels, 2.4 with 64 in fp32, and in fp16 0.95 and 0.88
+    BM, BOC, BI, num_warps = 64, power_of_2(OC, 128), power_of_2(IC, 64), 4
+    if math.prod(layer.kernel_size) > 9 or max(layer.dilation) > 1:
+        # many taps, or such as share no input, are dear to repeat for other channels (nasnet-7x7-b1: 20 instead
+        # of 52 us, deeplab-aspp-b1: 36 instead of 60)
+        BOC, BI = power_of_2(OC, 256), power_of_2(IC, 32)
+    elif IC <= 64 and not split and programs(128) >= 256:
+        # where no step follows that others could fill, pixels share weights (86: 1.37 instead of 1.54 ms)
+        BM, num_warps = 128, 8
+    # where tiles are few, parts of the reduction run side by side, two programs on each of 128 SMs
+    steps = triton.cdiv(IC, BI)
+    STEPS = triton.cdiv(steps, max(1, 256 // programs(BM)))
+    PARTS = triton.cdiv(steps, STEPS)
+    if split and STEPS > 1:
+        # split factors leave registers for half a step while another follows (64x64@4w-full: 134 instead of 215 us)
+        BI = power_of_2(IC, 32)
     patch = {"BH": BH, "R": R, "V": V, "TH": TH, "TW": TW}
-    return patch | {"BM": BM, "BI": BI, "BOC": BOC, "PARTS": 1, "num_warps": 8}
+    return patch | {"BM": BM, "BI": BI, "BOC": BOC, "PARTS": PARTS, "num_warps": num_warps}
 
 
 def launch_grid(tile: dict[str, int], batch: int, OC: int, OH: int, OW: int) -> tuple[int, int]:
