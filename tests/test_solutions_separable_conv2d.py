@@ -32,7 +32,7 @@ SOLUTIONS = "fused_gemm", "two_pass"
 #: The interpreter computes every dot in fp32, so only fused_gemm, which rounds by itself, differs in tf32.
 BUDGETS = {"fp32": 2e-6, "tf32": 5e-4, "fp16": 1e-3}
 #: The tiles are the same in every arithmetic, so a few cases will do in the others.
-IN_ALL = "problem 86, smaller", "a decoder's layer"
+IN_ALL = "problem 86, smaller", "a decoder's layer", "parts of the channels"
 
 
 @functools.cache
@@ -54,6 +54,7 @@ CASES: dict[str, tuple[Any, dict[str, int]]] = {
     "problem 86, smaller": (Shape(1, 5, 17, 7, 16), {"BM": 128, "BH": 2}),
     "a decoder's layer": (Shape(2, 5, 20, 5, 6, 3, 2, 1, bias=True), {"BI": 16}),
     "two steps, two channel tiles": (Shape(1, 18, 35, 3, 8, bias=True), {"BI": 16, "BOC": 16}),
+    "parts of the channels": (Shape(1, 70, 17, 3, 5, bias=True), {"BI": 16, "PARTS": 3}),
     "patches of 4 and stride 2": (Shape(1, 3, 4, 5, 16, 3, 2), {"BH": 2, "R": 4, "V": 4}),
     "patches of 4 by single pixels": (Shape(1, 3, 4, 4, 9), {"R": 4, "V": 1}),
     "dilation beyond a vector": (Shape(1, 2, 3, 9, 16, 3, 1, 6, 6), {"BH": 4, "R": 2, "V": 2}),
@@ -196,7 +197,7 @@ def test_tiles_cover_the_output_and_fit(
         layers = fused.ModelNew(*channels, kernel)
     batch, width, out_height, out_width = size
     tile = fused.tiles(layers, batch, width, out_height, out_width, split)
-    (programs,) = fused.launch_grid(tile, batch, channels[1], out_height, out_width)
+    programs, parts = fused.launch_grid(tile, batch, channels[1], out_height, out_width)
     patches = batch * -(-out_height // tile["BH"]) * -(-out_width // tile["R"])
     pixels = patches * tile["BH"] * tile["R"]
     assert programs == -(-pixels // tile["BM"]) * -(-channels[1] // tile["BOC"])
@@ -211,8 +212,38 @@ def test_tiles_cover_the_output_and_fit(
     assert min(tile["BI"], tile["BOC"]) >= 16
     # a whole patch for each thread, so that no layout has to spread one over several
     assert tile["BM"] * tile["BI"] >= 32 * tile["num_warps"] * tile["BH"] * tile["R"]
-    # and no more sums than registers
-    assert tile["BM"] * tile["BOC"] <= 64 * 32 * tile["num_warps"]
+    # and no more sums than registers; half as many where steps are long
+    assert tile["BM"] * tile["BOC"] <= (64 if tile["BI"] == 64 else 128) * 32 * tile["num_warps"]
+    # parts run side by side, and none is empty
+    assert parts == tile["PARTS"]
+    assert parts == 1 or programs * parts * tile["num_warps"] <= 8 * 128
+    part = -(-channels[0] // (tile["BI"] * parts)) * tile["BI"]
+    assert (parts - 1) * part < channels[0] <= parts * part
+
+
+@pytest.mark.parametrize(
+    ("label", "split", "chosen"),
+    [
+        ("kernelbench/86", False, (128, 128, 64, 1, 8)),
+        ("kernelbench/86", True, (64, 128, 64, 1, 4)),
+        ("layers/mobilenet-13-b1", False, (64, 128, 64, 16, 4)),
+        ("layers/xception-middle-b1", False, (64, 256, 64, 6, 8)),
+        ("layers/xception-middle-b1", True, (64, 128, 32, 6, 4)),
+        ("layers/nasnet-7x7-b1", True, (64, 256, 32, 6, 4)),
+        ("layers/deeplab-aspp-b1", False, (64, 256, 32, 13, 4)),
+    ],
+)
+def test_shapes_have_the_tiles_that_an_h200_was_fastest_with(
+    label: str, split: bool, chosen: tuple[int, ...]
+) -> None:
+    """Of those tried, which PATH.md lists: pixels, channels, input channels a step, parts and warps."""
+    fused = load("solutions/separable_conv2d/fused_gemm")
+    sweep, name = label.split("/")
+    shape = problem.SWEEPS[sweep][name]
+    with torch.device("meta"):
+        layers = fused.ModelNew(*problem.get_init_inputs(shape))
+    tile = fused.tiles(layers, shape.batch, shape.width, shape.height, shape.width, split)
+    assert tuple(tile[key] for key in ("BM", "BOC", "BI", "PARTS", "num_warps")) == chosen
 
 
 if __name__ == "__main__":

@@ -2,9 +2,13 @@
 
 The pointwise layer is a GEMM of pixels by output channels, and the depthwise layer gives its left factor.
 Written to memory and read again that factor costs as much as the input twice; here a program computes a
-step of it, pixels by input channels, when it is needed. So that this happens once a program covers all the
-output channels, up to 256. A further channel tile repeats it, but the products of a tile of 256 channels
-keep the tensor cores busy for longer than the taps of the usual 3x3 keep the rest.
+step of it, pixels by input channels, when it is needed. It is computed once for each channel tile, so a
+program covers as many output channels as its registers take: up to 128, or 256 where it has twice the
+warps or taps are dear.
+
+Layers of many channels have few pixels. Their steps would run one after the other on a few SMs, each
+waiting for its loads; so the input channels are divided into parts that run side by side, and a second
+kernel adds these, always in the same order.
 
 A patch is a few rows of R neighbours. The columns that its taps meet are covered by aligned pieces of V
 pixels, one vector load each; a piece is split into its pixels, and a tap takes those it needs, which only
@@ -296,25 +300,28 @@ def tiles(layers: nn.Module, batch: int, W: int, OH: int, OW: int, split: bool) 
     R, BH = max(2, V), 1 if OH == 1 else 2
     IC, OC = layers.pointwise.in_channels, layers.pointwise.out_channels
 
-    def programs(BM: int) -> int:
+    def programs(BM: int, BOC: int) -> int:
         return triton.cdiv(batch * triton.cdiv(OH, BH) * triton.cdiv(OW, R) * BH * R, BM) * triton.cdiv(OC, BOC)
 
-    # 64 sums a thread of four warps, so that two programs share an SM; long steps: problem 86 took 2.8 ms with 32
-    # channels, 2.4 with 64 in fp32, and in fp16 0.95 and 0.88
+    # 64 sums a thread, of four warps, so that two programs or more share an SM. Long steps: problem 86 took 2.8 ms
+    # with 32 channels, 2.4 with 64 in fp32, and in fp16 0.95 and 0.88
     BM, BOC, BI, num_warps = 64, power_of_2(OC, 128), power_of_2(IC, 64), 4
     if math.prod(layer.kernel_size) > 9 or max(layer.dilation) > 1:
-        # many taps, or such as share no input, are dear to repeat for other channels (nasnet-7x7-b1: 20 instead
-        # of 52 us, deeplab-aspp-b1: 36 instead of 60)
+        # many taps, or such as share no input, are dear to repeat for other channels (nasnet-7x7-b1: 20 us instead
+        # of 52, deeplab-aspp-b1: 36 instead of 60)
         BOC, BI = power_of_2(OC, 256), power_of_2(IC, 32)
-    elif IC <= 64 and not split and programs(128) >= 256:
-        # where no step follows that others could fill, pixels share weights (86: 1.37 instead of 1.54 ms)
+    elif IC <= 64 and not split and programs(128, BOC) >= 256:
+        # in a single step pixels share weights (86: 1.37 ms instead of 1.54)
         BM, num_warps = 128, 8
-    # where tiles are few, parts of the reduction run side by side, two programs on each of 128 SMs
+    elif OC > 128 and not split and programs(64, 256) * triton.cdiv(IC, BI) >= 128:
+        # fewer depthwise tiles, if that leaves no SM idle (xception-middle-b1: 20 us instead of 28)
+        BOC, num_warps = 256, 8
+    # where tiles are few, parts of the reduction run side by side, eight warps on each of 128 SMs
     steps = triton.cdiv(IC, BI)
-    STEPS = triton.cdiv(steps, max(1, 256 // programs(BM)))
+    STEPS = triton.cdiv(steps, max(1, 1024 // num_warps // programs(BM, BOC)))
     PARTS = triton.cdiv(steps, STEPS)
     if split and STEPS > 1:
-        # split factors leave registers for half a step while another follows (64x64@4w-full: 134 instead of 215 us)
+        # split factors leave registers for half a step while another follows (64x64@4w-full: 134 us instead of 215)
         BI = power_of_2(IC, 32)
     patch = {"BH": BH, "R": R, "V": V, "TH": TH, "TW": TW}
     return patch | {"BM": BM, "BI": BI, "BOC": BOC, "PARTS": PARTS, "num_warps": num_warps}
