@@ -20,7 +20,7 @@ from unittest import mock
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import HealthCheck, example, given, seed, settings
 from hypothesis import strategies as st
 
 if TYPE_CHECKING:
@@ -54,7 +54,8 @@ CASES: dict[str, tuple[Any, dict[str, int]]] = {
     "problem 86, smaller": (Shape(1, 5, 17, 7, 16), {"BM": 128, "BH": 2}),
     "a decoder's layer": (Shape(2, 5, 20, 5, 6, 3, 2, 1, bias=True), {"BI": 16}),
     "two steps, two channel tiles": (Shape(1, 18, 35, 3, 8, bias=True), {"BI": 16, "BOC": 16}),
-    "parts of the channels": (Shape(1, 70, 17, 3, 5, bias=True), {"BI": 16, "PARTS": 3}),
+    # two images, and more values than one program of the sum has
+    "parts of the channels": (Shape(2, 70, 19, 3, 5, bias=True), {"BI": 16, "PARTS": 3}),
     "patches of 4 and stride 2": (Shape(1, 3, 4, 5, 16, 3, 2), {"BH": 2, "R": 4, "V": 4}),
     "patches of 4 by single pixels": (Shape(1, 3, 4, 4, 9), {"R": 4, "V": 1}),
     "dilation beyond a vector": (Shape(1, 2, 3, 9, 16, 3, 1, 6, 6), {"BH": 4, "R": 2, "V": 2}),
@@ -183,6 +184,7 @@ def test_output_is_whole(rows: list[dict[str, Any]], solution: str, key: str) ->
     assert [r for r in rows if r["solution"] == solution and r["unwritten"]] == []
 
 
+@example(channels=(3, 256), kernel=(3, 3), size=(1, 100, 100, 100), split=False)
 @given(
     channels=st.tuples(st.integers(1, 1200), st.integers(1, 1200)),
     kernel=st.tuples(st.integers(1, 40), st.integers(1, 130)),
@@ -210,8 +212,10 @@ def test_tiles_cover_the_output_and_fit(
     # what tl.dot and wgmma take
     assert tile["BM"] >= 64
     assert min(tile["BI"], tile["BOC"]) >= 16
-    # a whole patch for each thread, so that no layout has to spread one over several
-    assert tile["BM"] * tile["BI"] >= 32 * tile["num_warps"] * tile["BH"] * tile["R"]
+    # a whole patch for each thread, so that no layout has to spread one over several; but half for eight
+    # warps where input channels are few (compiled for an H100: 110 registers)
+    spread = 2 if tile["BI"] < 32 and tile["BOC"] == 256 else 1
+    assert tile["BM"] * tile["BI"] * spread >= 32 * tile["num_warps"] * tile["BH"] * tile["R"]
     # and no more sums than registers; half as many where steps are long
     assert tile["BM"] * tile["BOC"] <= (64 if tile["BI"] == 64 else 128) * 32 * tile["num_warps"]
     # parts run side by side, and none is empty
