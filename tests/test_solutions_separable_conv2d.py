@@ -237,10 +237,10 @@ def test_tiles_cover_the_output_and_fit(
         ("layers/deeplab-aspp-b1", False, (64, 256, 32, 13, 4)),
     ],
 )
-def test_shapes_have_the_tiles_that_an_h200_was_fastest_with(
+def test_shapes_have_the_tiles_that_were_chosen_on_an_h200(
     label: str, split: bool, chosen: tuple[int, ...]
 ) -> None:
-    """Of those tried, which PATH.md lists: pixels, channels, input channels a step, parts and warps."""
+    """PATH.md lists what was tried: pixels, channels, input channels a step, parts and warps."""
     fused = load("solutions/separable_conv2d/fused_gemm")
     sweep, name = label.split("/")
     shape = problem.SWEEPS[sweep][name]
