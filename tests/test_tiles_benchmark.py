@@ -91,6 +91,27 @@ def test_a_solution_chooses_by_itself_again_after_an_override() -> None:
     assert tiles.plan_variant(variant(*FAST[5])) == plain
 
 
+def test_where_there_is_a_gpu_tiles_are_planned_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Problem 75 in TF32 has twice the values of q where a program may have 200 KB of shared memory."""
+    place = "convtranspose2d", "phase_gemm", "75"
+    assert chosen(tiles.plan_variant(variant(*place)))["BM"] == 128
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(tiles, "ask_gpu", lambda *_: 227 * 1024)
+    assert chosen(tiles.plan_variant(variant(*place)))["BM"] == 256
+
+
+@pytest.mark.parametrize(("call_ms", "calls"), [(0.005, 10 + 59), (30.0, 10)])
+def test_a_time_is_a_median_and_does_not_take_long(
+    monkeypatch: pytest.MonkeyPatch, call_ms: float, calls: int
+) -> None:
+    # the first call of all says how many there are to be, and is slower than those
+    times_ms = iter([call_ms, *([call_ms / 2] * 100)])
+    monkeypatch.setattr(tiles, "clock_once", lambda *_: next(times_ms))
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: None)
+    assert tiles.clock(lambda: None) == call_ms / 2
+    assert len(list(times_ms)) == 100 - calls
+
+
 def test_a_step_that_cuts_an_extent_is_not_to_be_timed() -> None:
     assert tiles.plan_variant(variant(*FAST[1], BK=128)).failure == "BK=128 does not divide DEPTH=64"
 

@@ -340,12 +340,12 @@ TILES = (
     *((128, 128), (128, 64), (64, 128), (64, 64), (128, 32)),
     *((64, 32), (32, 64), (128, 16), (32, 32), (64, 16), (32, 16)),
 )
-#: Of the target, an RTX 4090; an H100 has 132, and a grid that is good for one is good for the other.
+#: Of the target, an RTX 4090, if the device does not say. 132 of an H100 can do in one round what takes 128 two.
 SMS = 128
 
 
 def copied_cost_us(
-    BM: int, BN: int, parts: int, steps: int, pixels: int, channels: int, groups: int, row_bytes: int
+    BM: int, BN: int, parts: int, steps: int, pixels: int, channels: int, groups: int, sms: int, row_bytes: int
 ) -> float:
     """Estimate how long the busiest SM takes over a copied input; `row_bytes` are of one row in one step.
 
@@ -355,17 +355,17 @@ def copied_cost_us(
     programs = parts * triton.cdiv(pixels, BM) * triton.cdiv(channels, BN) * groups
     # 4 bytes of a row are one pair of TF32, or two of half the size at twice the rate
     step = row_bytes * (BM * BN / (4 * 1.87e6) + (BM + BN) / 125e3)
-    times = triton.cdiv(steps, parts) * (triton.cdiv(programs, SMS) * step + 0.1)
+    times = triton.cdiv(steps, parts) * (triton.cdiv(programs, sms) * step + 0.1)
     # a second kernel, and parts written and read
     return times + (2.5 + parts * pixels * channels * groups * 8 / 3e6 if parts > 1 else 0.0)
 
 
-def cost(BM: int, BN: int, parts: int, steps: int, pixels: int, channels: int, groups: int) -> int:
+def cost(BM: int, BN: int, parts: int, steps: int, pixels: int, channels: int, groups: int, sms: int) -> int:
     """Estimate how long the busiest SM takes over an input in place, as if one product a step took 1."""
     programs = parts * triton.cdiv(pixels, BM) * triton.cdiv(channels, BN) * groups
     # to load a value, from the L2 cache as a rule, takes as long as 32 products; however little a step does,
     # it takes its time, but that of one program passes while others work
-    step = triton.cdiv(programs, SMS) * (BM * BN + 32 * (BM + BN)) + 4096
+    step = triton.cdiv(programs, sms) * (BM * BN + 32 * (BM + BN)) + 4096
     # a second kernel, and parts written and read
     extra = 250_000 + parts * pixels * channels * groups // 8 if parts > 1 else 0
     return triton.cdiv(steps, parts) * step + extra
@@ -380,17 +380,17 @@ LONGEST_SUM = 512
 ROOM_BYTES = 99 * 1024
 
 
-def room_bytes(x: torch.Tensor) -> int:
-    """Return the shared memory that a program may have where x lies."""
+def device_limits(x: torch.Tensor) -> tuple[int, int]:
+    """Return the bytes of shared memory that a program may have where x lies, and how many SMs there are."""
     if not x.is_cuda:
-        return ROOM_BYTES
+        return ROOM_BYTES, SMS
     properties = torch.cuda.get_device_properties(x.device)
     # a build of torch for other devices does not tell
-    return getattr(properties, "shared_memory_per_block_optin", ROOM_BYTES)
+    return getattr(properties, "shared_memory_per_block_optin", ROOM_BYTES), properties.multi_processor_count
 
 
 def tiles(
-    layout: dict[str, int], pixels: int, itemsize: int, split: bool, room: int = ROOM_BYTES
+    layout: dict[str, int], pixels: int, itemsize: int, split: bool, room: int = ROOM_BYTES, sms: int = SMS
 ) -> dict[str, int | bool]:
     """Choose path, tile and pipeline for `pixels` outputs a channel; `split`: a product takes three."""
     ICG, OCG, taps = layout["ICG"], layout["OCG"], layout["KH"] * layout["KW"]
@@ -406,11 +406,11 @@ def tiles(
     steps = taps // PATCH * DEPTH // BK
     # 8 steps or more in a part; an unrolled reduction is short anyway
     most_parts = max(1, min(64, steps // 8)) if PATCH == 1 else 1
-    work = steps, pixels, OCG, layout["GROUPS"]
+    work = steps, pixels, OCG, layout["GROUPS"], sms
     apart = split and taps * ICG > LONGEST_SUM
     # room for a second program: in two sums 64 x 128 takes 160 registers, 128 x 64 takes 125 (compiled for an H100)
     sizes = [(BM, BN) for BM, BN in TILES if not apart or BN <= BM <= 8192 // BN]
-    large = copy and pixels >= 256 * 16 * SMS
+    large = copy and pixels >= 256 * 16 * sms
     if large:
         # over many rounds two programs of 256 rows share an SM (62: 2.11 instead of 2.26 ms), over few each is alone
         sizes.append((256, 64))
@@ -422,19 +422,21 @@ def tiles(
     if deep:
         # where there is room for four stages of it (56: 1.83 instead of 2.20 ms, 55: 2.81 instead of 2.90)
         BM = 256
-    if PATCH > 1 and split and DEPTH > 256:
+    # cards before Hopper hold both factors of an unrolled step in registers: two rounds of half the taps then spill
+    # more than one, 250 words a thread instead of 32 (50 in fp32, compiled for an RTX 4090), and so do four warps
+    hopper = room >= 200 * 1024
+    if PATCH > 1 and hopper and split and DEPTH > 256:
         # twelve unrolled steps of three products compile for 18 s (50), ten for 12 s; two rounds of six take 4 s
         PATCH = triton.cdiv(PATCH, 2)
         DEPTH = padded(PATCH * ICG, BK)
     # unrolled, all pixels wait for the same weights: with four warps two programs share an SM, and one works while
-    # the other waits (50: 0.53 instead of 0.55 ms, fp32 0.83 instead of 0.91). On cards before Hopper both factors
-    # lie in registers, which then do not hold the sums
-    wide = PATCH > 1 and not apart and (BM, BN) == (128, 128) and room >= 200 * 1024
+    # the other waits (50: 0.53 instead of 0.55 ms, fp32 0.83 instead of 0.91)
+    wide = PATCH > 1 and hopper and not apart and (BM, BN) == (128, 128)
     step_bytes = (BM + BN * (2 if split else 1)) * BK * itemsize
     programs = parts * triton.cdiv(pixels, BM) * triton.cdiv(OCG, BN) * layout["GROUPS"]
     # half of an SM of Hopper, which is what Ada has; a program that is alone hides latency by itself, with up to
     # 160 KB. In place x passes through registers, and five stages took resnet50-expand-b1 from 7 to 27 us
-    alone = copy and programs <= SMS
+    alone = copy and programs <= sms
     stages = min(6 if alone else 3, min(160 * 1024 if alone else 96 * 1024, room) // step_bytes)
     return {
         "COPY": copy,
@@ -514,7 +516,7 @@ class ModelNew(nn.Module):
         axes = layer.kernel_size, layer.stride, layer.padding, layer.dilation
         OH, OW = (output_extent(*axis) for axis in zip((H, W), *axes, strict=True))
         split = x.dtype == torch.float32 and not tf32
-        tile = tiles(layout, N * OH * OW, x.element_size(), split, room_bytes(x))
+        tile = tiles(layout, N * OH * OW, x.element_size(), split, *device_limits(x))
         weight = pack(layer.weight, layout, tile, tf32, split)
         constants = {
             "H": H,

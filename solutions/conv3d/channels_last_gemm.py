@@ -345,7 +345,7 @@ def patch(layout: dict[str, int], BK: int, split: bool) -> int:
     # no need where filling up each tap's channels to whole steps adds no more than a quarter
     if padded(layout["ICG"], BK) * 4 <= layout["ICG"] * 5:
         return 1
-    # unrolled, 16 steps take seconds to compile; 14 of three products, 12 s (r3d-stem-b1), and so do ten of 128 channels
+    # unrolled, 16 steps take seconds to compile; 14 of three products 12 s (r3d-stem-b1), as do ten of 128 channels
     most = (320 if layout["OCG"] <= 64 else 256) if split else 512
     KD, KH, KW = (layout["K" + axis] for axis in "DHW")
     rows = KD * KH * KW, KH * KW, KW
@@ -354,26 +354,24 @@ def patch(layout: dict[str, int], BK: int, split: bool) -> int:
 
 #: Tiles, pixels by channels; tl.dot asks for 16, wgmma for 64 on one side.
 TILES = (
-    *((128, 128), (256, 64), (128, 64), (64, 128), (64, 64), (128, 32)),
+    *((128, 128), (128, 64), (64, 128), (64, 64), (128, 32)),
     *((64, 32), (32, 64), (128, 16), (32, 32), (64, 16), (32, 16)),
 )
 
 
-def cost(BM: int, BN: int, parts: int, steps: int, pixels: int, channels: int, groups: int) -> int:
-    """Estimate how long the busiest of 128 SMs takes, as if one product a step took 1."""
+#: Of the target, an RTX 4090, if the device does not say. 132 of an H100 can do in one round what takes 128 two.
+SMS = 128
+
+
+def cost(BM: int, BN: int, parts: int, steps: int, pixels: int, channels: int, groups: int, sms: int) -> int:
+    """Estimate how long the busiest SM takes, as if one product a step took 1."""
     programs = parts * triton.cdiv(pixels, BM) * triton.cdiv(channels, BN) * groups
     # to load a value, from the L2 cache as a rule, takes as long as 32 products; however little a step does,
     # it takes its time, but that of one program passes while others work
-    step = triton.cdiv(programs, 128) * (BM * BN + 32 * (BM + BN)) + 4096
+    step = triton.cdiv(programs, sms) * (BM * BN + 32 * (BM + BN)) + 4096
     # a second kernel, and parts written and read
     extra = 250_000 + parts * pixels * channels * groups // 8 if parts > 1 else 0
     return triton.cdiv(steps, parts) * step + extra
-
-
-def fits(BM: int, BN: int, apart: bool, copied: bool) -> bool:
-    """Say whether the sums of a tile leave registers for a second program on an SM."""
-    # in two sums 64 x 128 takes 160 registers, 128 x 64 takes 125 (compiled for an H100)
-    return BN <= BM <= 8192 // BN if apart else BM <= 128 or copied
 
 
 #: Products that the tensor core may sum up where fp32 accuracy is asked for. It cuts low bits off: on an H100 relative
@@ -385,17 +383,17 @@ LONGEST_SUM = 512
 ROOM_BYTES = 99 * 1024
 
 
-def room_bytes(x: torch.Tensor) -> int:
-    """Return the shared memory that a program may have where x lies."""
+def device_limits(x: torch.Tensor) -> tuple[int, int]:
+    """Return the bytes of shared memory that a program may have where x lies, and how many SMs there are."""
     if not x.is_cuda:
-        return ROOM_BYTES
+        return ROOM_BYTES, SMS
     properties = torch.cuda.get_device_properties(x.device)
     # a build of torch for other devices does not tell
-    return getattr(properties, "shared_memory_per_block_optin", ROOM_BYTES)
+    return getattr(properties, "shared_memory_per_block_optin", ROOM_BYTES), properties.multi_processor_count
 
 
 def tiles(
-    layout: dict[str, int], pixels: int, itemsize: int, split: bool, room: int = ROOM_BYTES
+    layout: dict[str, int], pixels: int, itemsize: int, split: bool, room: int = ROOM_BYTES, sms: int = SMS
 ) -> dict[str, int | bool]:
     """Choose path, tile and pipeline for `pixels` outputs a channel; `split`: a product takes three."""
     ICG, OCG, taps = layout["ICG"], layout["OCG"], layout["KD"] * layout["KH"] * layout["KW"]
@@ -412,16 +410,22 @@ def tiles(
     # 8 steps or more in a part; an unrolled reduction is short anyway
     most_parts = max(1, min(64, steps // 8)) if PATCH == 1 else 1
     apart = split and taps * ICG > LONGEST_SUM
-    sizes = [size for size in TILES if fits(*size, apart, copy and not split)]
+    # room for a second program: in two sums 64 x 128 takes 160 registers, 128 x 64 takes 125 (compiled for an H100)
+    sizes = [(BM, BN) for BM, BN in TILES if not apart or BN <= BM <= 8192 // BN]
     BM, BN, parts = min(
         ((*size, parts) for size in sizes for parts in range(1, most_parts + 1)),
-        key=lambda choice: cost(*choice, steps, pixels, OCG, layout["GROUPS"]),
+        key=lambda choice: cost(*choice, steps, pixels, OCG, layout["GROUPS"], sms),
     )
     # unrolled, all pixels wait for the same weights: with four warps two programs share an SM, and one works while
     # the other waits, which pays where three products do (128x128@8w-full 0.108 instead of 0.128 ms; in TF32 0.069
     # instead of 0.064). On cards before Hopper both factors lie in registers, which then do not hold the sums
     wide = PATCH > 1 and split and not apart and room >= 200 * 1024
     step_bytes = (BM + BN * (2 if split else 1)) * BK * itemsize
+    programs = parts * triton.cdiv(pixels, BM) * triton.cdiv(OCG, BN) * layout["GROUPS"]
+    # half of an SM of Hopper, which is what Ada has; a program that is alone hides latency by itself, with up to 160 KB
+    # (c3d-conv5a-b4 in TF32: 44 instead of 52 us)
+    alone = copy and programs <= sms
+    stages = min(6 if alone else 3, min(160 * 1024 if alone else 96 * 1024, room) // step_bytes)
     return {
         "COPY": copy,
         "APART": apart,
@@ -434,8 +438,8 @@ def tiles(
         "BN": BN,
         "BK": BK,
         "num_warps": 4 if wide else 8 if BM * BN > (4096 if apart else 8192) else 4,
-        # a program may have 99 KB on Ada, and two fit on an SM of Hopper; unrolled loops are not pipelined
-        "num_stages": 1 if PATCH > 1 else 3 if 3 * step_bytes <= 96 * 1024 else 2,
+        # unrolled loops are not pipelined
+        "num_stages": 1 if PATCH > 1 else max(2, stages),
     }
 
 
@@ -495,7 +499,7 @@ class ModelNew(nn.Module):
         OD, OH, OW = (output_extent(*axis) for axis in zip((D, H, W), *axes, strict=True))
         pixels = N * OD * OH * OW
         split = x.dtype == torch.float32 and not tf32
-        tile = tiles(layout, pixels, x.element_size(), split, room_bytes(x))
+        tile = tiles(layout, pixels, x.element_size(), split, *device_limits(x))
         weight = pack(layer.weight, layout, tile, tf32, split)
         constants = {
             "D": D,

@@ -65,6 +65,36 @@ def locate(
 
 
 @triton.jit
+def store(
+    b_y,
+    p_y,
+    m_y,
+    bias,
+    o_oc,
+    m_oc,
+    PLANE: tl.constexpr,
+    JOINS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+):
+    """Write b_y [BM, PHASES, BOC] of the channels o_oc, of PLANE values each; m_y and m_oc say which there are.
+
+    p_y and m_y are [BM * SLOTS, 1], o_oc and m_oc [1, BOC]: every phase is joined to as many zeros as make SLOTS
+    of PHASES.
+    """
+    BM: tl.constexpr = b_y.shape[0]
+    PHASES: tl.constexpr = b_y.shape[1]
+    BOC: tl.constexpr = b_y.shape[2]
+    # [BM, PHASES, BOC, slots of a phase] -> [BM * SLOTS, BOC]
+    b_y = tl.reshape(b_y, (BM, PHASES, BOC, 1))
+    for i_join in tl.static_range(JOINS):
+        b_y = tl.join(b_y, tl.zeros_like(b_y)).reshape(BM, PHASES, BOC, 2 << i_join)
+    b_y = tl.permute(b_y, (0, 1, 3, 2)).reshape(BM * (PHASES << JOINS), BOC)
+    if HAS_BIAS:
+        b_y += tl.load(bias + o_oc, mask=m_oc, other=0.0).to(tl.float32)
+    tl.store(p_y + o_oc.to(tl.int64) * PLANE, b_y.to(p_y.dtype.element_ty), mask=m_y & m_oc)
+
+
+@triton.jit
 def phase_gemm_kernel(
     x,
     w,
@@ -104,14 +134,16 @@ def phase_gemm_kernel(
     BOC: tl.constexpr,
     BE: tl.constexpr,
     BI: tl.constexpr,
+    HALVES: tl.constexpr,
 ):
     """Write BM values of q, in all phases, of BOC channels of one group.
 
     x is [N, GROUPS * ICG, H, W], w [GROUPS, KH, SHIFTS, PHASES, OCG, CHANNELS] as `pack` makes it, with
     SPLIT twice, bias [GROUPS * OCG] and y [N, GROUPS * OCG, OH, OW], all contiguous. PW is what AHEAD leaves
     of the padding. One step of the reduction is BE shifts of BI channels, in three products with SPLIT, which
-    APART sums by themselves first. Each join doubles the slots of a phase with empty phases. All sizes but
-    the batch are constants: the offsets between channels are then part of the load and store instructions.
+    APART sums by themselves first. Each join doubles the slots of a phase with empty phases; HALVES joins and
+    stores half of the channels at a time. All sizes but the batch are constants: the offsets between channels are
+    then part of the load and store instructions.
     """
     # channel tiles of the same pixels are neighbours, so all but the first find x in the L2 cache
     OC_TILES: tl.constexpr = (OCG + BOC - 1) // BOC
@@ -203,14 +235,14 @@ def phase_gemm_kernel(
             o_ow = o_yq * SW + (o_u % PERIOD_W * DW + o_u // PERIOD_W + -PW % SW) % SW - AHEAD
         m_y = (o_yb < N) & (o_yh < OH) & (o_u < SW) & (o_ow >= 0) & (o_ow < OW)
         p_y = y + (o_yb.to(tl.int64) * (GROUPS * OCG) * OH + o_yh) * OW + o_ow
-        # [BM, PHASES, BOC, slots of a phase] -> [BM * SLOTS, BOC]
-        b_y = tl.reshape(acc, (BM, PHASES, BOC, 1))
-        for i_join in tl.static_range(JOINS):
-            b_y = tl.join(b_y, tl.zeros_like(b_y)).reshape(BM, PHASES, BOC, 2 << i_join)
-        b_y = tl.permute(b_y, (0, 1, 3, 2)).reshape(BM * SLOTS, BOC)
-        if HAS_BIAS:
-            b_y += tl.load(bias + o_oc, mask=m_oc, other=0.0).to(tl.float32)
-        tl.store(p_y + o_oc.to(tl.int64) * (OH * OW), b_y.to(y.dtype.element_ty), mask=m_y & m_oc)
+        if HALVES:
+            b_first, b_second = tl.split(tl.permute(tl.reshape(acc, (BM, PHASES, 2, BOC // 2)), (0, 1, 3, 2)))
+            o_half = i_oc * BOC + tl.arange(0, BOC // 2)[None, :]
+            store(b_first, p_y, m_y, bias, o_half + i_g * OCG, o_half < OCG, OH * OW, JOINS, HAS_BIAS)
+            o_half += BOC // 2
+            store(b_second, p_y, m_y, bias, o_half + i_g * OCG, o_half < OCG, OH * OW, JOINS, HAS_BIAS)
+        else:
+            store(tl.reshape(acc, (BM, PHASES, BOC)), p_y, m_y, bias, o_oc, m_oc, OH * OW, JOINS, HAS_BIAS)
 
 
 def output_extent(extent: int, kernel: int, stride: int, padding: int, dilation: int, extra: int) -> int:
@@ -372,16 +404,16 @@ def tiles(
         BM *= 2
     parts = split and PHASES * BOC <= MOST_COLUMNS
     columns = PHASES * BOC * (2 if parts else 1)
+    # three products of a whole reduction take 212 registers in two stages, which leaves two programs on an SM, and 156
+    # in one, which leaves three: on an H200 81 took 0.270 ms instead of 0.279, and with half of the channels joined and
+    # stored at a time 0.263. An H100, which is bound by its memory, takes 0.333 and 0.328 instead of 0.316; there
+    # halves alone took 75 from 0.376 to 0.367
+    halves = parts and (few or (steps == 1 and layout["BI"] == 32))
     # in stages values of four bytes go straight to shared memory: on an H100 problem 81 took 0.314 instead of
-    # 0.330 ms (fp32: 0.316, 0.329; fp16 0.238, 0.235), while 75, of a few steps, took 0.39 to 0.42 instead of 0.37
-    # in fp32
-    short = depth <= 128 and (itemsize < 4 or few) and not twice
+    # 0.330 ms (fp16 0.238, 0.235), while 75, of a few steps, took 0.39 to 0.42 instead of 0.37 in fp32
+    short = depth <= 128 and (itemsize < 4 or few or halves) and not twice
     tile = {"BM": BM, "BOC": BOC, "num_warps": 4, "num_stages": 1 if short else 2}
-    tile |= {"SPLIT": parts, "APART": apart}
-    if steps == 1 and parts and layout["BI"] == 32:
-        # three products in two steps of half the channels take 166 registers instead of 212, which leaves room for a
-        # third program on an SM (81: 0.270 ms instead of 0.280 on an H200; in TF32 0.257 instead of 0.252)
-        tile["BI"] = 16
+    tile |= {"SPLIT": parts, "APART": apart, "HALVES": halves and BOC > 1}
     if programs() <= 256 and layout["CHANNELS"] % 128 == 0:
         # alone on its SM a program has to keep that SM's share of the bandwidth busy: 32 KB in flight
         fit = (BI for BI in (128, 64, 32) if 3 * 4 * BI * (BM + columns) <= ROOM_BYTES)

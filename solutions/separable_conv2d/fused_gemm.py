@@ -195,7 +195,7 @@ def fused_gemm_kernel(
 ):
     """Write BOC channels of BM pixels, in patches of BH rows and R columns, where 2**JOINS is BH * R.
 
-    x is [N, IC, H, W], w_depth [IC, KH, KW], b_depth [IC], w_point [OC, IC], b_point [OC] or None, and
+    x is [N, IC, H, W], w_depth [IC, KH, KW], w_point [OC, IC], b_depth [IC] and b_point [OC], or both None, and
     y [N, OC, OH, OW], or as many times as there are PARTS; all contiguous. One step of the reduction is BI
     channels.
     """
@@ -313,7 +313,7 @@ def tiles(layers: nn.Module, batch: int, W: int, OH: int, OW: int, split: bool) 
     elif IC <= 64 and not split and programs(128, BOC) >= 256:
         # in a single step pixels share weights (86: 1.37 ms instead of 1.54)
         BM, num_warps = 128, 8
-    elif OC > 128 and not split and programs(64, 256) * triton.cdiv(IC, BI) >= 128:
+    elif OC > 128 and IC > 16 and not split and programs(64, 256) * triton.cdiv(IC, BI) >= 128:
         # fewer depthwise tiles, if that leaves no SM idle (xception-middle-b1: 20 us instead of 28)
         BOC, num_warps = 256, 8
     # where tiles are few, parts of the reduction run side by side, eight warps on each of 128 SMs

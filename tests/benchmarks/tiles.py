@@ -8,8 +8,9 @@ options of a launch and, as FOLD, what `choose_fold` returns. What the solution 
 where it derives nothing, say the other constants too: `num_warps=8,BP=256`. `--plan` shows the tile of each
 variant, without a GPU.
 
-These are a developer's numbers: medians of Triton's do_bench, one variant after the other, in one process,
-which the solution runs in, and no judge. They choose tiles and are never records.
+These are a developer's numbers: medians of CUDA events, one variant after the other, in one process, which
+the solution runs in, and no judge. Before each call the L2 cache is flushed and the device sleeps until short
+kernels are queued, so that the host does not time them. They choose tiles and are never records.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from statistics import geometric_mean
+from statistics import geometric_mean, median
 from types import ModuleType
 from typing import Any, NamedTuple
 from unittest import mock
@@ -38,7 +39,6 @@ import torch
 import triton
 from tabulate import tabulate
 from triton.runtime.jit import KernelInterface
-from triton.testing import do_bench
 
 from runner import gpu_lock, load, plan
 from runner.baselines import channels_last
@@ -48,7 +48,18 @@ from runner.schema import DTYPES, MATHS, Cell
 LAUNCH_OPTIONS = ("num_warps", "num_stages", "maxnreg")
 #: Step of a reduction -> extents that a solution has padded to whole steps before `tiles` is asked.
 PADDED = {"BK": ("DEPTH", "RUN"), "BI": ("CHANNELS",), "BE": ("SHIFTS",)}
+#: Functions by which solutions ask a tensor's device what it has; others are planned for an RTX 4090.
+DEVICE_FACTS = ("room_bytes", "device_limits")
 REASON_CHARS = 100
+
+#: Calls of one time, and what is spent on more of them where they are short.
+CALLS = 10
+CALLS_MS = 30.0
+#: What is written between calls: more than any card's L2 cache.
+FLUSH_BYTES = 256 << 20
+#: While the device sleeps the host queues a call: at 2 GHz, more at less.
+SLEEP_MS = 0.5
+SLEEP_CYCLES = 1_000_000
 
 #: Constant -> value.
 Constants = dict[str, Any]
@@ -116,6 +127,11 @@ def set_up(variant: Variant, device: str) -> Setting:
     return Setting(init, reference.to(dtype), [x.to(dtype) for x in inputs])
 
 
+def ask_gpu(ask: Callable[[torch.Tensor], object], _: torch.Tensor) -> object:
+    """Return what a solution finds out about the GPU, whatever tensor it asks."""
+    return ask(torch.empty(0, device="cuda"))
+
+
 @contextmanager
 def overridden(variant: Variant) -> Iterator[tuple[ModuleType, set[str]]]:
     """Have a solution choose by an override; yields it and, once it has chosen, the constants there are.
@@ -139,6 +155,10 @@ def overridden(variant: Variant) -> Iterator[tuple[ModuleType, set[str]]]:
         return {**tile, **{name: value for name, value in override.items() if name != "FOLD"}}
 
     changed: Constants = {"tiles": tiles} if choose else {}
+    if torch.cuda.is_available():
+        # tensors without memory are to be planned for as those of the GPU are
+        asks = ((name, getattr(solution, name, None)) for name in DEVICE_FACTS)
+        changed |= {name: partial(ask_gpu, ask) for name, ask in asks if ask}
     if folds & override.keys():
         changed["choose_fold"] = lambda *_: override["FOLD"]
     with ExitStack() as stack:
@@ -206,9 +226,25 @@ def compile_variant(variant: Variant) -> str:
 
 
 def clock(call: Callable[[], object]) -> float:
-    """Return the median of calls in milliseconds; the L2 cache is flushed before each."""
-    median: float = do_bench(call, warmup=10, rep=30, return_mode="median")
-    return median
+    """Return the median of calls in milliseconds, behind a sleeping kernel and with L2 flushed."""
+    flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda")
+    # the first calls may compile or search
+    call()
+    once_ms = clock_once(call, flush)
+    return median(clock_once(call, flush) for _ in range(CALLS + int(CALLS_MS / (once_ms + SLEEP_MS))))
+
+
+def clock_once(call: Callable[[], object], flush: torch.Tensor) -> float:
+    """Return the milliseconds between events around one call."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    flush.zero_()
+    torch.cuda._sleep(SLEEP_CYCLES)
+    begin.record()
+    call()
+    end.record()
+    end.synchronize()
+    elapsed_ms: float = begin.elapsed_time(end)
+    return elapsed_ms
 
 
 def timed(model: Callable[..., torch.Tensor], inputs: list[torch.Tensor], truth: torch.Tensor) -> Row:
