@@ -74,14 +74,16 @@ ELSEWHERE = {
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_wrong_answers_of_every_kind_are_refused_on_small_rows(name: str) -> None:
     """The record has every row in every arithmetic."""
-    named, refused = set(), set()
+    named, refused, as_the_host = set(), set(), set()
     for cell in small_cells(name):
         found = admission.admit(load.find_problem(name), cell, CPU)
         assert found.admitted, admit.render([found], "table")
         assert found.honest >= 3
         refused |= {*map(kind, found.refused)}
         named |= {kind(one) for names in found.not_applicable.values() for one in names}
-    assert named - refused == ELSEWHERE[name]
+        # PyTorch's own fp16 on some CPUs, an AMD EPYC with AVX-512 among them
+        as_the_host |= {*found.not_applicable.get("the reference accumulates so itself", ())}
+    assert named - refused - as_the_host == ELSEWHERE[name] - as_the_host
     assert len(refused) > 45
 
 
