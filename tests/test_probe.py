@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from runner import channel
 from runner.channel import _LAYOUT, FRAME_BYTES
 from runner.contestant import landlock, libc, probe, sandbox, seccomp
+from runner.contestant.zygote import Zygote
 from runner.judge.contestants import Contestant
 from runner.judge.zygotes import Zygotes
 
@@ -155,3 +159,51 @@ def test_a_new_fork_server_is_probed_anew(zygotes: Zygotes) -> None:
     before = zygotes._next
     isolation_of(zygotes)
     assert zygotes._next == before + 2
+
+
+def test_a_fork_server_that_is_dying_is_replaced(zygotes: Zygotes) -> None:
+    """Its end of the channel is closed, and its process has not ended yet."""
+    zygotes.holes()
+    assert zygotes._control is not None
+    assert zygotes._process is not None
+    before = zygotes._process.pid
+    ours, theirs = channel.pair()
+    theirs.close()
+    control, zygotes._control = zygotes._control, ours
+    isolation_of(zygotes)
+    control.close()
+    assert zygotes._process.pid != before
+
+
+def test_what_is_ready_of_a_contestant_that_has_just_been_reaped_is_left() -> None:
+    """One answer of the selector can name the death of a child and, after it, the child's log."""
+    zygote = Zygote.__new__(Zygote)
+    dead = SimpleNamespace(pid=7, log=8)
+    control, wake, log = (SimpleNamespace(fileobj=fd, fd=fd, data=None) for fd in (5, 6, 8))
+    wake_read, wake_write = os.pipe2(os.O_NONBLOCK)
+    wake.fd, log.data = wake_read, dead.pid
+    batches = iter([[(wake, 1), (log, 1)], [(control, 1)]])
+    zygote.control, zygote.wake, zygote.children = control.fileobj, wake_read, {dead.pid: dead}  # type: ignore[assignment,dict-item]
+    zygote.selector = SimpleNamespace(select=lambda: next(batches))  # type: ignore[assignment]
+    zygote._reap = zygote.children.clear  # type: ignore[method-assign]
+    zygote._request = lambda: False  # type: ignore[method-assign]
+    zygote.serve()
+    os.close(wake_read)
+    os.close(wake_write)
+
+
+@pytest.mark.parametrize("name", ["zygotes.fork", "Contestant._expect"])
+def test_a_contestant_that_does_not_start_leaves_nothing(
+    zygotes: Zygotes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    zygotes.holes()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    owner = zygotes if name.startswith("zygotes") else Contestant
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("no answer")
+
+    monkeypatch.setattr(owner, name.partition(".")[2], fail)
+    with pytest.raises(RuntimeError, match="no answer"):
+        Contestant(zygotes, 2**30)
+    assert list(tmp_path.iterdir()) == []

@@ -72,8 +72,8 @@ class Zygote:
                     with contextlib.suppress(BlockingIOError):
                         os.read(self.wake, 4096)
                     self._reap()
-                else:
-                    self._drain(self.children[key.data])
+                elif child := self.children.get(key.data):  # it may have been reaped since this was ready
+                    self._drain(child)
 
     def _request(self) -> bool:
         try:
@@ -236,8 +236,10 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     zygote = Zygote(control, device)
-    zygote.serve()
-    zygote.close()  # the control socket ends with the judge, however that ended
+    try:
+        zygote.serve()
+    finally:
+        zygote.close()  # the control socket ends with the judge, however that ended
     os._exit(0)  # without Triton's complaints about what it has not freed
 
 

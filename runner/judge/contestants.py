@@ -63,6 +63,11 @@ class Contestant:
         page_fd = channel.sealed_memory("page", channel.PAGE_BYTES)
         try:
             self.identity, self.pid = zygotes.fork(self.scratch, (theirs.fileno(), page_fd), 120.0)
+        except BaseException:
+            ours.close()
+            os.close(page_fd)
+            clear(self.scratch)
+            raise
         finally:
             theirs.close()
         self._watch = footprint.Watch(self.pid, self.scratch, memory_bytes)
@@ -78,7 +83,11 @@ class Contestant:
         self._armed = False
         self._paused = False
         self._strays: list[int] = []
-        hello = self._expect(Kind.HELLO, "start", 30.0)
+        try:
+            hello = self._expect(Kind.HELLO, "start", 30.0)
+        except BaseException:
+            self.close()
+            raise
         level, layers, missing = json.loads(hello.text)
         missing += [f"probe: {hole}" for hole in zygotes.holes()]
         proved = level == "partial" and not missing

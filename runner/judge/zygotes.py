@@ -62,11 +62,15 @@ class Zygotes:
         self, scratch: Path, fds: tuple[int, ...], deadline_s: float, probe: int | None = None
     ) -> tuple[int, int]:
         """Fork a contestant, or a probe of the process `probe`; returns its identity and its pid."""
-        control = self._start()
         identity = self._next
         self._next += 1
         message = json.dumps({"fork": identity, "scratch": str(scratch), "probe": probe}).encode()
-        control.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
+        try:
+            self._start().sendmsg([message], rights)
+        except (BrokenPipeError, ConnectionResetError):  # it is dying, and its process may not have ended yet
+            self.close()
+            self._start().sendmsg([message], rights)
         end = time.monotonic() + deadline_s
         while identity not in self._forks:
             self._listen(end)
