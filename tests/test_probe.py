@@ -178,17 +178,18 @@ def test_a_fork_server_that_is_dying_is_replaced(zygotes: Zygotes) -> None:
 def test_what_is_ready_of_a_contestant_that_has_just_been_reaped_is_left() -> None:
     """One answer of the selector can name the death of a child and, after it, the child's log."""
     zygote = Zygote.__new__(Zygote)
-    dead = SimpleNamespace(pid=7, log=8)
-    control, wake, log = (SimpleNamespace(fileobj=fd, fd=fd, data=None) for fd in (5, 6, 8))
-    wake_read, wake_write = os.pipe2(os.O_NONBLOCK)
-    wake.fd, log.data = wake_read, dead.pid
+    zygote.control, zygote.children = 5, {7: SimpleNamespace(pid=7, log=8)}
+    zygote.wake, wake_write = os.pipe2(os.O_NONBLOCK)
+    control, wake, log = (
+        SimpleNamespace(fileobj=fd, fd=fd, data=pid) for fd, pid in ((5, None), (zygote.wake, None), (8, 7))
+    )
     batches = iter([[(wake, 1), (log, 1)], [(control, 1)]])
-    zygote.control, zygote.wake, zygote.children = control.fileobj, wake_read, {dead.pid: dead}  # type: ignore[assignment,dict-item]
-    zygote.selector = SimpleNamespace(select=lambda: next(batches))  # type: ignore[assignment]
-    zygote._reap = zygote.children.clear  # type: ignore[method-assign]
-    zygote._request = lambda: False  # type: ignore[method-assign]
+    zygote.selector = SimpleNamespace(select=lambda: next(batches))
+    zygote._reap = zygote.children.clear
+    zygote._request = lambda: False
     zygote.serve()
-    os.close(wake_read)
+    assert next(batches, None) is None
+    os.close(zygote.wake)
     os.close(wake_write)
 
 
