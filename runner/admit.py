@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import io
 import json
 import subprocess
 import sys
+import tempfile
 import tokenize
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.decode import Malformed, decode
+from runner.judge_process import JudgeDied
 from runner.load import ROOT, BadInput, Problem, read_source
 from runner.schema import Cell, digest, to_json
 
@@ -97,23 +100,27 @@ def _code(source: str) -> str:
 
 
 def admit(problem: Problem, cells: Sequence[Cell], device: str) -> Iterator[Admission]:
-    """Hold the battery against each cell, in a process that has torch; ends early if that process does."""
+    """Hold the battery against each cell, in a process that has torch. Raises JudgeDied if that ends."""
     command = [sys.executable, "-m", "runner.judge.admission", device]
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True
-    )
-    with process:
+    pipe = subprocess.PIPE
+    with (
+        tempfile.TemporaryFile() as log,
+        subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=log, text=True, cwd=ROOT, start_new_session=True
+        ) as process,
+    ):
         assert process.stdin is not None  # noqa: S101 - pipes were asked for
         assert process.stdout is not None  # noqa: S101
         for cell in cells:
             request = {"problem": str(problem.path.resolve()), "name": problem.name, "cell": to_json(cell)}
-            try:
+            with contextlib.suppress(BrokenPipeError):  # it has ended: there will be no answer
                 print(json.dumps(request), file=process.stdin, flush=True)
-            except BrokenPipeError:
-                return
             line = process.stdout.readline()
             if not line:
-                return
+                code = process.wait()
+                log.seek(0)
+                words = log.read().decode(errors="replace").split("\n")
+                raise JudgeDied(next((word for word in reversed(words) if word.strip()), f"exit code {code}"))
             yield decode(Admission, json.loads(line))
 
 

@@ -362,6 +362,25 @@ def test_the_command_takes_up_where_it_was_left(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("ending", "reason"),
+    [
+        ("raise RuntimeError('no room')", "RuntimeError: no room"),
+        ("os.write(2, b'two\\nlines\\n\\n'); os._exit(3)", "lines"),
+        ("os._exit(3)", "exit code 3"),
+    ],
+)
+def test_a_judge_that_dies_is_one_line(tmp_path: Path, ending: str, reason: str) -> None:
+    path, output = tmp_path / "foreign.py", tmp_path / "kept.jsonl"
+    path.write_text(LINEAR.replace("import torch\n", f"import os\nimport torch\n{ending}\n", 1))
+    said = run("--problem", str(path), "--dtype", "fp32", "--math", "fp32", "-o", str(output))
+    assert said.returncode == 3
+    (line,) = said.stderr.splitlines()[1:]
+    assert line.startswith("error: the judge died at kernelbench/foreign fp32: ")
+    assert line.endswith(f": {reason}")
+    assert said.stdout.endswith("0 of 0 cells are admitted\n")
+
+
+@pytest.mark.parametrize(
     ("words", "complaint"),
     [
         (("--problem", "conv1d", "--shapes", "smok"), "did you mean smoke"),

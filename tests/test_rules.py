@@ -93,7 +93,7 @@ LAYERS = {
     "runner.ncu": (),
     "runner.profiled": ("runner.channel", "runner.contestant.", "runner.load", "runner.ncu"),
     "runner.export": ("runner.schema", "runner.load", "runner.record"),
-    "runner.admit": ("runner.schema", "runner.decode", "runner.load"),
+    "runner.admit": ("runner.schema", "runner.decode", "runner.load", "runner.judge_process"),
     "runner.export_trace": ("runner.schema", "runner.export"),
     "runner.export_kernelbench": ("runner.schema", "runner.load", "runner.record", "runner.export"),
 }

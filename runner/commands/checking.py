@@ -26,6 +26,7 @@ from runner import (
     submit,
 )
 from runner.commands import exits, progress, words
+from runner.judge_process import JudgeDied
 from runner.lint import Finding
 from runner.load import BadInput, Problem, Solution
 from runner.pipeline import Outcome
@@ -135,15 +136,20 @@ def admit_problem(options: argparse.Namespace) -> int:
         admit.keep(options.output, [])  # whoever cannot write should hear it before, not after
         asked, cells = len(cells), admit.left(options.output, problem, cells)
         print(f"{asked - len(cells)} of {asked} cells are on record as admitted", file=sys.stderr)
-    found = []
-    for one in admit.admit(problem, cells, device):
-        found.append(one)
-        if options.output is not None:
-            admit.keep(options.output, [one])
-        place = f"{one.cell.sweep}/{one.cell.label} {one.cell.arithmetic}"
-        print(f"[{len(found)}/{len(cells)}] {place} {one.verdict}", file=sys.stderr)
+    found: list[admit.Admission] = []
+    death: JudgeDied | None = None
+    try:
+        for one in admit.admit(problem, cells, device):
+            found.append(one)
+            if options.output is not None:
+                admit.keep(options.output, [one])
+            place = f"{one.cell.sweep}/{one.cell.label} {one.cell.arithmetic}"
+            print(f"[{len(found)}/{len(cells)}] {place} {one.verdict}", file=sys.stderr)
+    except JudgeDied as error:
+        death = error
     print(admit.render(found, options.format))
-    if len(found) < len(cells):
+    if death is not None:
         left = cells[len(found)]
-        raise pipeline.HarnessFailure(f"the judge died at {left.sweep}/{left.label} {left.arithmetic}")
+        place = f"{left.sweep}/{left.label} {left.arithmetic}"
+        raise pipeline.HarnessFailure(f"the judge died at {place}: {death}")
     return exits.EXIT_DONE if all(one.admitted for one in found) else exits.EXIT_FAILED
