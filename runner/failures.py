@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -103,8 +104,14 @@ def of_records(problem: load.Problem, solution: load.Solution, results: Path) ->
     if not latest:
         return "This code has not been run."
     if not reasons:
-        return f"Nothing: all {len(latest)} recorded cells of this code passed."
+        return f"Nothing: of {len(latest)} recorded cells of this code {_tally(latest.values())}."
     return "\n".join(_failure(reason, cells) for reason, cells in list(reasons.items())[:MAX_FAILURES])
+
+
+def _tally(cells: Iterable[Record]) -> str:
+    counts = Counter(one.status for one in cells)
+    others = (f", {count} {status}" for status, count in counts.items() if status is not Status.PASS)
+    return f"{counts[Status.PASS]} passed{''.join(others)}"
 
 
 def _failure(reason: str, cells: list[Record]) -> str:

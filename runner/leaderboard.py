@@ -88,7 +88,7 @@ class Entry:
 class Board:
     """Entries with their ranks, the best first and those without a rank last.
 
-    `sweeps` says how many cells of each committed sweep are to be covered.
+    `sweeps` says how many cells of each committed sweep are to be covered: those that the card can hold.
     """
 
     card: str
@@ -204,10 +204,17 @@ def _board(records: Sequence[Record], root: Path) -> Board:
     card, name, protocol, arithmetic = _group(records[0])
     problem = load.find_problem(name, root) if name in load.problem_names(root) else None
     shapes = _shapes(problem) if problem else {}
+    beyond = {(_place(one), digest(one.cell.shape)) for one in records if _is_beyond_the_card(one)}
+    shapes = {place: shape for place, shape in shapes.items() if (place, shape) not in beyond}
     texts = itertools.groupby(sorted(records, key=_text), _text)
     entries = [_entry(list(group), problem, shapes, root) for _, group in texts]
     sweeps = dict(Counter(place.partition("/")[0] for place in shapes))
     return Board(card, name, protocol, arithmetic, sweeps, rank(entries))
+
+
+def _is_beyond_the_card(one: Record) -> bool:
+    """Whether the plan has no room for the cell, whatever the solution."""
+    return one.failed is not None and (one.status, one.failed.stage) == (Status.UNSUPPORTED, "plan")
 
 
 def _shapes(problem: load.Problem) -> dict[str, str]:
@@ -221,12 +228,16 @@ def _entry(records: list[Record], problem: load.Problem | None, shapes: dict[str
     records.sort(key=record.recency)
     newest = records[-1]
     stale = _stale(newest, problem, root)
-    inside = [one for one in records if stale or shapes.get(_place(one)) == digest(one.cell.shape)]
-    latest = {_place(one): one for one in inside}
-    outside = [one for one in records if one not in inside and one.status not in HARMLESS]
+    latest, outside = {}, {}
+    for one in records:
+        if stale or shapes.get(_place(one)) == digest(one.cell.shape):
+            latest[_place(one)] = one
+        else:
+            outside[one.cell.key] = one
+    failed = [one for one in outside.values() if one.status not in HARMLESS]
     outcomes = {place: _outcome(one) for place, one in latest.items()}
     gaps = dict.fromkeys(shapes, "missing") if not stale else {}
-    gaps |= {_place(one): str(one.status) for one in outside}
+    gaps |= {_apart(one, shapes): str(one.status) for one in failed}
     gaps |= {place: why if isinstance(why, str) else "" for place, why in outcomes.items()}
     speedups = {place: each for place, each in outcomes.items() if isinstance(each, Comparison)}
     apart = {place for place, one in latest.items() if LAUNCH_BOUND in one.flags}
@@ -252,6 +263,12 @@ def _entry(records: list[Record], problem: load.Problem | None, shapes: dict[str
 
 def _place(one: Record) -> str:
     return f"{one.cell.sweep}/{one.cell.label}"
+
+
+def _apart(one: Record, shapes: dict[str, str]) -> str:
+    """Name a cell outside the sweeps: another card's sweep may give a label of theirs to another shape."""
+    place = _place(one)
+    return f"{place} ({digest(one.cell.shape)[:6]})" if place in shapes else place
 
 
 def _stale(one: Record, problem: load.Problem | None, root: Path) -> str:

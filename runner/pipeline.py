@@ -11,7 +11,7 @@ from typing import Any
 
 from runner import lint, load, record
 from runner.judge_process import Judge, JudgeDied
-from runner.plan import Job, Request
+from runner.plan import Job, Request, suffices
 from runner.schema import Failed, Record, Status, to_json
 from runner.weigh import card_of, make_record
 
@@ -89,7 +89,7 @@ class _Run:
         begun = time.monotonic()
         for index, job in enumerate(jobs):
             found = known.get(_key(request.problem, job, card, environment))
-            if found is not None and self._suffices(found):
+            if found is not None and suffices(request, found):
                 records.append(found)
                 resumed += 1
                 self.watch(Event(index, len(jobs), job, found, resumed=True))
@@ -133,11 +133,6 @@ class _Run:
                 self.problems += problems
                 known |= record.done(found)
         return known
-
-    def _suffices(self, found: Record) -> bool:
-        """A ranked run does not take a record of fewer processes for its own."""
-        wanted = int(self.request.limits.get("processes", 1))
-        return found.timed is None or found.timed.processes >= wanted
 
     def _job(self, job: Job, environment: dict[str, Any], card: str) -> tuple[Record, str | None]:
         """Return what is found, and why the judge is gone or has no GPU, if so; None if it was not asked."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from runner import load, record
-from runner.schema import DTYPES, HIDDEN, MATHS, PROTOCOL, Cell, Shape, Status
+from runner.schema import DTYPES, HIDDEN, MATHS, PROTOCOL, Cell, Record, Shape, Status
 
 #: The suite's target; its waves are what the sweep `waves` places shapes for where no card is known.
 TARGET_CARD = "rtx4090"
@@ -75,7 +75,7 @@ def plan_cells(
         Cell(sweep, label, shape, dtype, math)
         for sweep, label, shape in rows
         for dtype in dtypes
-        for math in (maths if dtype == "fp32" else maths[:1])
+        for math in (maths if dtype == "fp32" else MATHS[:1])
     ]
     return tuple({c.key: c for c in cells}.values())
 
@@ -133,9 +133,18 @@ def recorded(request: Request) -> set[tuple[str, str]]:
                 if (
                     files == (request.problem.digest, solution.digest, PROTOCOL)
                     and one.status is not Status.ERROR
+                    and suffices(request, one)
                 ):
                     found.add((one.solution, one.cell.key))
     return found
+
+
+def suffices(request: Request, found: Record) -> bool:
+    """Whether a record has what a request wants of its cell: times, and those of as many processes."""
+    if found.timed is not None:
+        return found.timed.processes >= int(request.limits.get("processes", 1))
+    timeless = request.device == "cpu" or not request.baselines or found.cell.sweep == HIDDEN
+    return timeless or found.status is not Status.PASS
 
 
 def without_timing(request: Request) -> Request:

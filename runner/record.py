@@ -46,13 +46,13 @@ def to_line(record: Record) -> str:
     """Return the record as one canonical line of ASCII JSON, without its newline.
 
     Times are rounded to 0.01 us. A record that would not fit in `LINE_BYTES` loses, in this order
-    and only as far as needed, the contestant's claims, the ends of its texts, and every second
-    round of all variants alike; a flag names each loss.
+    and only as far as needed, what the clock gave that does not decide, the ends of its texts, and
+    every second round of all variants alike; a flag names each loss.
 
     Raises `BadRecord` for what `from_line` would not accept.
     """
     line = _encode(record)
-    shrinks: Iterable[Callable[[Record], Record]] = (_drop_claims, _cut_texts, *[_halve_rounds] * 16)
+    shrinks: Iterable[Callable[[Record], Record]] = (_drop_other_clock, _cut_texts, *[_halve_rounds] * 16)
     for shrink in shrinks:
         if len(line) < LINE_BYTES:
             return line
@@ -258,11 +258,12 @@ def _flagged(record: Record, flag: str, **changes: Any) -> Record:
     return replace(record, flags=flags, **changes)
 
 
-def _drop_claims(record: Record) -> Record:
-    if record.timed is None or not any(one.claims_us for one in record.timed.samples):
+def _drop_other_clock(record: Record) -> Record:
+    if record.timed is None or not any(one.claims_us or one.bounds_us for one in record.timed.samples):
         return record
-    samples = tuple(replace(one, claims_us=()) for one in record.timed.samples)
-    return _flagged(record, "claims_dropped", timed=replace(record.timed, samples=samples))
+    samples = tuple(replace(one, claims_us=(), bounds_us=()) for one in record.timed.samples)
+    flag = "bounds_dropped" if record.timed.clock == "claim" else "claims_dropped"
+    return _flagged(record, flag, timed=replace(record.timed, samples=samples))
 
 
 def _cut_texts(record: Record) -> Record:
@@ -281,9 +282,7 @@ def _halve_rounds(record: Record) -> Record:
     """Keep rounds 0, 2, 4... of every variant, so that what is left is still paired."""
     if record.timed is None:
         return record
-    samples = tuple(
-        replace(one, times_us=one.times_us[::2], claims_us=one.claims_us[::2]) for one in record.timed.samples
-    )
+    samples = tuple(replace(one, times_us=one.times_us[::2]) for one in record.timed.samples)
     return _flagged(record, "samples_thinned", timed=replace(record.timed, samples=samples))
 
 

@@ -12,7 +12,7 @@ import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from runner.schema import HIDDEN, Checked, Launch, PopulationError, Record, Status, Timed, to_json
+from runner.schema import HIDDEN, NOT_RANKED, Checked, Launch, PopulationError, Record, Status, Timed, to_json
 from runner.waves import Occupancy, largest, recorded
 
 if TYPE_CHECKING:
@@ -285,12 +285,16 @@ def _mean_speedup(cells: list[Row], passed: int) -> str:
     public = [one for one in cells if not one["shape"].startswith(f"{HIDDEN}/")]
     ranked = [one for one in public if "launch_bound" not in one["flags"]]
     apart = f", {len(public) - len(ranked)} launch-bound apart" if len(ranked) < len(public) else ""
-    timed = [one["speedup"] for one in ranked if "speedup" in one]
+    timed = [one["speedup"] for one in ranked if "speedup" in one and not _is_barred(one)]
     if passed < len(cells):
         return f"unranked: {len(cells) - passed} of {len(cells)} did not pass"
     if not ranked or len(timed) < len(ranked):
         return f"unranked: {len(timed)} of {len(ranked)} compared{apart}"
     return f"{figures(statistics.geometric_mean(timed))} ({len(timed)} of {len(ranked)}{apart})"
+
+
+def _is_barred(one: Row) -> bool:
+    return any(flag.startswith(NOT_RANKED) for flag in one["flags"])
 
 
 def _worst_tail(cells: list[Row]) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from runner import cards, load, record
-from runner.analyse import TARGET, compare
+from runner.analyse import RESOLUTION, TARGET, interval_us, median, times_us
 from runner.plan import TARGET_CARD
 from runner.report import ABSENT, Line, figures, render, to_csv, wave_columns
 from runner.schema import PROTOCOL, Record, digest, to_json
@@ -155,21 +156,24 @@ def read(results: Path, problem: load.Problem, solutions: Sequence[load.Solution
 def _step(one: Record, problem: load.Problem) -> Step | None:
     """Read a record; None where it was not timed, or does not know its work or its launches."""
     known, filled = role(one.cell.label), largest(one.waves)
-    samples = [each for each in (one.timed.samples if one.timed else ()) if each.variant == "solution"]
-    flops = one.roofline.get("flops")
-    if not (known and filled and samples and samples[0].times_us and type(flops) is int and flops > 0):
+    time_us, flops = _time_us(one), one.roofline.get("flops")
+    if not (known and filled and time_us and type(flops) is int and flops > 0):
         return None
     outline, shape = problem.outline, problem.shape(one.cell.shape)
     tiles = outline.tiles(shape, known.block_m, known.block_n) if hasattr(outline, "tiles") else None
     # a gate keeps launching out of the times; what cannot stand behind one has it in them
     host = "launch_bound" in one.flags and any("syncs" in flag for flag in one.flags)
-    return Step(known, tiles, filled, flops, _median_us(samples[0].times_us), launch_bound=host)
+    return Step(known, tiles, filled, flops, time_us, launch_bound=host)
 
 
-def _median_us(times_us: Sequence[float]) -> Spread:
-    """Return the median with its interval: a comparison with a microsecond that never varies."""
-    rate = compare(times_us, (1.0,) * len(times_us), "")
-    return Spread(1 / rate.speedup, 1 / rate.high, 1 / rate.low)
+def _time_us(one: Record) -> Spread | None:
+    """Return the solution's time with its interval, which no clock makes narrower than a comparison's."""
+    found = times_us(one.timed, "solution") if one.timed else []
+    if one.timed is None or not found or min(found) <= 0:
+        return None
+    centre, (low, high) = median(found), interval_us(one.timed, "solution")
+    reach = math.exp(RESOLUTION)
+    return Spread(centre, min(low, centre / reach), max(high, centre * reach))
 
 
 def show(staircases: Sequence[Staircase], fmt: str) -> str:

@@ -229,7 +229,7 @@ def _by_dtype(boards: Iterable[Board]) -> dict[str, list[Line]]:
         for place, entry in board.ranked:
             text = (entry.solution, entry.digest[:DIGEST_CHARS])
             figure = _mean(entry) if place is None else f"{place}: {_mean(entry)}"
-            lines.setdefault(text, {})[board.arithmetic] = figure
+            lines.setdefault(text, {}).setdefault(board.arithmetic, figure)  # stale ones come last
     return {
         title: [
             {

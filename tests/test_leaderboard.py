@@ -204,6 +204,50 @@ def test_a_pass_does_not_outlive_a_later_failure_of_the_same_texts(root: Path) -
     assert ranks(board(root, [*passed, later])) == [(None, "quick", "1 WRONG")]
 
 
+OTHER_SHAPE = Cell("layers", "layer6", {"size": 7}, "fp32", "tf32")
+
+
+def test_a_failure_on_another_cards_shape_of_the_same_label_is_not_hidden_by_a_pass(root: Path) -> None:
+    wrong = made(root, "quick", "layers/layer6", status=Status.WRONG, cell=OTHER_SHAPE)
+    found = board(root, [wrong, *(made(root, "quick", p) for p in PLACES)])
+    assert ranks(found) == [(None, "quick", "1 WRONG")]
+    (place,) = entry(found).gaps
+    assert place.startswith("layers/layer6 (")
+
+
+@pytest.mark.parametrize(
+    "cell", [OTHER_SHAPE, Cell("custom", "size=3", {"size": 3}, "fp32", "tf32")], ids=["label", "custom"]
+)
+def test_the_newest_record_counts_on_shapes_outside_the_sweeps_too(root: Path, cell: Cell) -> None:
+    wrong = made(root, "quick", PLACES[0], status=Status.WRONG, cell=cell)
+    later = {"time_utc": "2026-02-01T00:00:00+00:00", "environment": {"driver": "new"}}
+    passed = [made(root, "quick", PLACES[0], cell=cell, **later), *(made(root, "quick", p) for p in PLACES)]
+    assert ranks(board(root, [wrong, *passed])) == [(1, "quick", "")]
+
+
+def test_what_the_card_cannot_hold_keeps_nobody_from_a_rank(root: Path) -> None:
+    unsupported = Failed(Status.UNSUPPORTED, "plan", "needs about 30000 MiB")
+    large = made(root, "quick", PLACES[-1], status=Status.UNSUPPORTED, failed=unsupported)
+    found = board(root, [large, *(made(root, one, p) for one in ("quick", "slow") for p in PLACES[:-1])])
+    assert ranks(found) == [(1, "quick", ""), (1, "slow", "")]
+    assert (found.cells, found.sweeps) == (5, {"kernelbench": 1, "layers": 4})
+
+
+def test_what_a_machine_could_not_run_is_a_gap(root: Path) -> None:
+    lacking = Failed(Status.UNSUPPORTED, "isolation", "a ranked run needs full isolation")
+    unsupported = made(root, "quick", PLACES[-1], status=Status.UNSUPPORTED, failed=lacking)
+    found = board(root, [unsupported, *(made(root, "quick", p) for p in PLACES[:-1])])
+    assert ranks(found) == [(None, "quick", "1 UNSUPPORTED")]
+
+
+def test_a_stale_entry_of_the_same_text_does_not_hide_a_rank(root: Path) -> None:
+    stale = made(root, "quick", PLACES[0], problem_digest="0" * 64)
+    found = boards(root, [stale, *(made(root, "quick", p) for p in PLACES)])
+    table = standings.show(found, "table", by="dtype")
+    assert "1: 2.00 [" in table
+    assert "stale" not in table
+
+
 @pytest.mark.parametrize("driver", ["", "new"])
 def test_an_error_of_the_harness_does_not_hide_an_earlier_verdict(root: Path, driver: str) -> None:
     passed = [made(root, "quick", p) for p in PLACES]

@@ -20,7 +20,7 @@ from runner.cards import card_names, load_card
 from runner.commands import exits
 from runner.guidance import guidance
 from runner.output_rules import OUTPUT_RULES
-from runner.schema import PROTOCOL, SCHEMA, Cell, Failed, Record, Status
+from runner.schema import PROTOCOL, SCHEMA, Cell, Checked, Failed, Record, Status
 
 ROOT = Path(__file__).parents[1]
 #: A kernel profiled on an RTX 4090: KernelBench's problem 81 in 64x64 tiles.
@@ -305,6 +305,17 @@ def test_what_failed_last_time_is_told_once_for_this_code(tmp_path: Path) -> Non
     assert "- smoke/a fp16 and 1 more: WRONG: row 3 differs\n    first line\n    last line\n" in text
     assert "of another text" not in text
     assert "died" not in text
+
+
+def test_what_passed_is_told_from_what_nobody_judged(tmp_path: Path) -> None:
+    path = record.results_path(tmp_path, "cpu", "convtranspose2d", "gather_gemm")
+    checked = Checked((), kernelbench_close=True, calls=1, launches=())
+    record.append(path, a_failure("smoke/a", "", status=Status.PASS, failed=None, checked=checked))
+    died = Failed(Status.ERROR, "judge", "died")
+    record.append(path, a_failure("smoke/b", "died", status=Status.ERROR, failed=died))
+    assert "Nothing: of 2 recorded cells of this code 1 passed, 1 ERROR." in page(
+        "grid", "--results", tmp_path
+    )
 
 
 def test_code_with_fences_stays_inside_its_fence(tmp_path: Path) -> None:

@@ -275,21 +275,34 @@ def test_what_could_not_be_read_is_not_written(record: Record) -> None:
         rec.to_line(record)
 
 
-def test_a_long_record_first_loses_its_claims() -> None:
-    slim = rec.from_line(rec.to_line(passed(rounds=1500)))
-    assert slim.flags == ("claims_dropped",)
+def by_claims(record: Record) -> Record:
+    """Have the contestant's clock decide, and the judge's stand beside it."""
+    assert record.timed is not None
+    samples = tuple(replace(one, claims_us=(), bounds_us=one.claims_us) for one in record.timed.samples)
+    return replace(record, timed=replace(record.timed, samples=samples, clock="claim"))
+
+
+@pytest.mark.parametrize(
+    ("record", "flag"),
+    [(passed(rounds=1500), "claims_dropped"), (by_claims(passed(rounds=1500)), "bounds_dropped")],
+    ids=["judge", "claim"],
+)
+def test_a_long_record_first_loses_what_does_not_decide(record: Record, flag: str) -> None:
+    slim = rec.from_line(rec.to_line(record))
+    assert slim.flags == (flag,)
     assert slim.timed is not None
     assert [len(one.times_us) for one in slim.timed.samples] == [1500, 1500]
-    assert not any(one.claims_us for one in slim.timed.samples)
+    assert not any(one.claims_us or one.bounds_us for one in slim.timed.samples)
 
 
-@given(st.integers(2500, 20_000))
+@given(st.integers(2500, 20_000), st.booleans())
 @settings(max_examples=10, deadline=None)
-def test_a_longer_record_is_thinned_and_stays_paired(rounds: int) -> None:
-    line = rec.to_line(passed(rounds=rounds))
+def test_a_longer_record_is_thinned_and_stays_paired(rounds: int, claimed: bool) -> None:
+    record = passed(rounds=rounds)
+    line = rec.to_line(by_claims(record) if claimed else record)
     assert len(line) < rec.LINE_BYTES
     slim = rec.from_line(line)
-    assert slim.flags == ("claims_dropped", "samples_thinned")
+    assert slim.flags == ("bounds_dropped" if claimed else "claims_dropped", "samples_thinned")
     assert slim.timed is not None
     mine, theirs = (one.times_us for one in slim.timed.samples)
     step = int(mine[1] - mine[0])

@@ -191,7 +191,7 @@ def test_a_ranked_run_wants_full_isolation() -> None:
         open_referee.close()
     for refused in (ranked, compared):
         assert refused.failed is not None
-        assert refused.failed.status == Status.UNSUPPORTED
+        assert refused.failed.status == Status.ERROR
         assert "full isolation" in refused.failed.reason
         assert refused.isolation["level"] == "none"
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from runner import report
 from runner.cards import load_card
 from runner.schema import (
+    NOT_RANKED,
     PROTOCOL,
     SCHEMA,
     Cell,
@@ -432,6 +433,13 @@ def test_a_hidden_shape_is_no_part_of_the_mean() -> None:
     hidden = record(cell=Cell("hidden", "drawn", {}, "fp32", "tf32"), timed=None, comparisons=())
     (line,) = (row for row in summary_cells([record(), hidden]) if row[0] == "phase_gemm")
     assert "1.83 (1 of 1)" in line
+
+
+def test_what_has_no_rank_is_in_no_mean() -> None:
+    fast = timed({"solution": 1.0, "cudnn": 1000.0})
+    flags = (f"{NOT_RANKED}: arithmetic_mismatch",)
+    assert "1.83 (1 of 1)" in summary_cells([record()])[0]
+    assert "unranked: 1 of 2 compared" in summary_cells([record(), record(timed=fast, flags=flags)])[0]
 
 
 def test_the_summary_ranks_only_what_passed_everywhere() -> None:

@@ -124,6 +124,8 @@ def test_a_budget_stops_cleanly_and_a_plan_writes_nothing(sweep: Sweep) -> None:
     assert f"stopped by the budget with {CELLS - len(some)} cells left" in runner.said("err")
     assert sweep.run("--dry-run") == 0
     assert f"{len(some)} recorded by this protocol for these files" in runner.said("out")
+    assert sweep.run("--dry-run", "--rerun") == 0
+    assert f"0 recorded by this protocol for these files, {CELLS} to run" in runner.said("out")
     assert runner.lines() == some
 
     assert sweep.run() == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
@@ -131,6 +132,27 @@ def test_a_loss_inside_the_noise_is_unresolved(root: Path) -> None:
 def test_a_launch_bound_step_says_nothing(root: Path) -> None:
     assert verdicts(root, 200.0, flags=("launch_bound", "syncs"))["over"] == "launch-bound"
     assert verdicts(root, 200.0, flags=("launch_bound",))["over"] == "loses"
+
+
+def test_a_time_is_that_of_all_processes(root: Path) -> None:
+    """The first process is the fastest; Student's t over five of them is 2.776."""
+    one = made(root, "full", 100.0, noise=0.0)
+    assert one.timed is not None
+    samples = [
+        replace(each, process=n, times_us=(100.0 if n == 0 else 105.0,) * ROUNDS)
+        for n in range(5)
+        for each in one.timed.samples
+    ]
+    timed = replace(one.timed, samples=tuple(samples), processes=5)
+    (stairs,) = keep(root, replace(one, timed=timed))
+    (step,) = stairs.steps
+    reach = 2.776 * math.log(1.05) / math.sqrt(5) / math.sqrt(5)
+    assert step.time_us.value == pytest.approx(105.0)
+    assert math.log(105 / step.time_us.low) == pytest.approx(reach, rel=0.01)
+
+
+def test_a_time_of_nothing_is_none(root: Path) -> None:
+    assert keep(root, made(root, "full", 0.0)) == []
 
 
 def test_an_edge_of_another_card_is_marked_and_not_judged(root: Path) -> None:

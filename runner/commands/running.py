@@ -59,7 +59,7 @@ def _tell_flaw(solution: Solution) -> None:
 
 def _dry_run(request: Request) -> int:
     jobs = request.jobs
-    recorded = plan.recorded(request)
+    recorded = set() if request.rerun else plan.recorded(request)
     todo = [job for job in jobs if (job.solution.name, job.cell.key) not in recorded]
     for job in todo:
         print(f"{job.solution.name}  {job.cell.sweep}/{job.cell.label}  {job.cell.arithmetic}")

@@ -44,9 +44,8 @@ def answer(referee: Referee, request: dict[str, Any]) -> dict[str, Any]:
         else:
             ruling = referee.rule(problem, solution, cell, tuple(request["baselines"]), entropy)
     except torch.OutOfMemoryError as error:
-        ruling = Ruling(
-            Failed(Status.UNSUPPORTED, "judge", "the judge ran out of device memory", str(error)[:500])
-        )
+        reason = "the judge ran out of device memory: the plan has room, so others may hold it"
+        ruling = Ruling(Failed(Status.ERROR, "judge", reason, str(error)[:500]))
     except Exception as error:  # noqa: BLE001 - a fault of the harness is an answer, not the end of the sweep
         ruling = Ruling(
             Failed(Status.ERROR, "judge", f"{type(error).__name__}: {error}", traceback.format_exc()[-2000:])

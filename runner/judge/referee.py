@@ -279,9 +279,7 @@ class Referee:
 
 def _unranked(isolation: dict[str, Any]) -> Failed:
     missing = ", ".join(isolation["missing"]) or "a layer"
-    return Failed(
-        Status.UNSUPPORTED, "isolation", f"a ranked run needs full isolation; missing here: {missing}"
-    )
+    return Failed(Status.ERROR, "isolation", f"a ranked run needs full isolation; missing here: {missing}")
 
 
 def _call_alone(bench: Bench, role: str, kind: Call) -> None:
