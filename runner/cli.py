@@ -8,6 +8,7 @@ from importlib import import_module
 
 from runner.arguments import parse
 from runner.load import BadInput
+from runner.streams import Unwritable, outliving_readers
 
 #: Command -> its module in `runner.commands` and the function there, imported when it is called.
 _COMMANDS = {
@@ -32,6 +33,15 @@ _COMMANDS = {
 def main(arguments: Sequence[str]) -> int:
     """Run a command line; returns the exit code."""
     try:
+        with outliving_readers():
+            return _main(arguments)
+    except Unwritable as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
+
+
+def _main(arguments: Sequence[str]) -> int:
+    try:
         if not sys.platform.startswith("linux"):
             raise BadInput(f"KernelWave runs on Linux (or WSL), not on {sys.platform}")
         options = parse(arguments)
@@ -40,9 +50,6 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted: what is recorded stays; run again to go on", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        sys.stderr.close()  # or the interpreter would complain once more on its way out
-        return 0
     except Exception as error:
         from runner.commands import exits  # noqa: PLC0415 - an error may take its time
 
