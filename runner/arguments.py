@@ -28,6 +28,8 @@ COMMANDS = (
 )
 ARITHMETICS = (*MATHS, *DTYPES[1:])
 FORMATS = ("table", "github", "json", "csv")
+#: More seconds, GiB or SMs than anybody has; what waits counts milliseconds in 31 bits.
+MOST = 1_000_000
 _OTHER_CODES = (
     "2 wrong usage or bad input; 3 the harness failed; 4 no such device, or another run has it; "
     "130 interrupted"
@@ -395,9 +397,10 @@ def _file(kind: str) -> Callable[[str], Path]:
 
 
 def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a positive whole number")
-    return int(text)
+    value = int(text) if text.isdecimal() and len(text) <= len(str(MOST)) else 0
+    if not 0 < value <= MOST:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a positive whole number up to {MOST}")
+    return value
 
 
 def _add_doctor(parser: argparse.ArgumentParser) -> None:
@@ -419,6 +422,6 @@ def _positive(text: str) -> float:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a positive number")
+    if not 0 < value <= MOST:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a positive number up to {MOST}")
     return value

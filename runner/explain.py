@@ -165,7 +165,10 @@ def _notes(solution: Solution, work: Report) -> Iterator[str]:
             "FLOPs are unknown, for the problem has no `flops` to count them: "
             "the floor is that of inputs, parameters and outputs, each moved once"
         )
-    tree = ast.parse(solution.source)
+    try:
+        tree = ast.parse(solution.source)
+    except (SyntaxError, ValueError):  # its cells say so
+        return
     aliases = imported_names(tree)
     named = (node for node in ast.walk(tree) if isinstance(node, (ast.Attribute, ast.Name)))
     if any(dotted_name(node, aliases) == "torch.compile" for node in named):

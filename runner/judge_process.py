@@ -35,7 +35,8 @@ class Judge:
                 raise DeviceBusy(first["busy"])
             if "unusable" in first:
                 raise JudgeDied(first["unusable"])
-        except (JudgeDied, DeviceBusy):
+        except BaseException:  # Ctrl-C, too
+            self._process.kill()  # it has no contestants yet
             self.close()
             raise
         self.environment: dict[str, Any] = first["environment"]

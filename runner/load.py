@@ -78,7 +78,7 @@ def _text(data: bytes, place: str) -> str:
     if len(data) > MAX_SOURCE_BYTES:
         raise BadInput(f"'{place}' has more than {MAX_SOURCE_BYTES} bytes, which no source may have")
     try:
-        text = data.decode()
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise BadInput(f"'{place}' is not UTF-8 (byte {error.start}): save it as UTF-8") from error
     if "\0" in text:
@@ -140,7 +140,7 @@ class Problem:
         module.__file__ = str(self.path)
         try:
             exec(compile(self.source, str(self.path), "exec"), module.__dict__)  # noqa: S102 - trusted by contract
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise BadInput(f"'{self.path}' does not run: {type(error).__name__}: {error}") from error
         return module
 

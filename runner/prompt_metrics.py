@@ -56,13 +56,16 @@ def read_profile(path: Path) -> Profile:
         raise BadInput(f"'{path}' is not JSON: {error}") from None
     kernels = data.get("metrics") if isinstance(data, dict) else None
     if not isinstance(kernels, dict) or not all(
-        isinstance(metrics, dict) and all(isinstance(v, int | float) for v in metrics.values())
-        for metrics in kernels.values()
+        isinstance(metrics, dict) and all(map(_is_number, metrics.values())) for metrics in kernels.values()
     ):
         raise BadInput(
             f"""'{path}' is no profile: it should hold {{"metrics": {{kernel: {{metric: number}}}}}}"""
         )
     return Profile(path, kernels, _facts(data))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
 
 
 def _facts(data: dict[str, Any]) -> dict[str, str]:

@@ -38,6 +38,10 @@ class ResultsUnwritable(RuntimeError):
     """A record could not be kept; everything recorded earlier is intact."""
 
 
+class ResultsUnreadable(RuntimeError):
+    """A results file cannot be opened; it may hold records all the same."""
+
+
 class ResultsBusy(RuntimeError):
     """Another run holds the results folder."""
 
@@ -86,7 +90,7 @@ def read(path: Path) -> tuple[list[Record], list[str]]:
     """Read a results file: its records, and one `FILE:LINE: reason` for each line that is none.
 
     Of several records with one resume key the last by `recency` counts. A file that does not exist
-    has no records; what it contains never raises, only failing to open it does (OSError).
+    has no records; what it contains never raises, only failing to open it does (`ResultsUnreadable`).
     """
     kept: dict[str, Record] = {}
     problems: list[str] = []
@@ -172,7 +176,7 @@ def import_file(source: Path, root: Path) -> tuple[int, int, list[str]]:
     """Sort the records of `source` into `root`: numbers added and skipped, and problems as in `read`.
 
     A record with the resume key and time of one that is there is skipped, so importing twice is
-    harmless. Raises OSError for a source that cannot be opened, and `ResultsUnwritable`.
+    harmless. Raises `ResultsUnreadable` and `ResultsUnwritable`.
     """
     added, skipped = 0, 0
     problems: list[str] = []
@@ -303,7 +307,11 @@ def _reject_constant(name: str) -> float:
 
 def _scan(path: Path) -> Iterator[tuple[str, Record | BadRecord]]:
     """Yield `FILE:LINE` with the record there or the reason why there is none; skip empty lines."""
-    with path.open("rb") as file:
+    try:
+        opened = path.open("rb")
+    except OSError as error:
+        raise ResultsUnreadable(f"cannot read '{path}': {error.strerror}") from error
+    with opened as file:
         number = 0
         while line := file.readline(READ_LINE_BYTES + 1):
             number += 1

@@ -393,7 +393,7 @@ def to_csv(rows: list[Row]) -> str:
     writer.writeheader()
     for one in rows:
         writer.writerow({column: _csv_field(value) for column, value in one.items()})
-    return text.getvalue()
+    return text.getvalue().removesuffix("\n")  # print adds one
 
 
 def _csv_field(value: Any) -> Any:

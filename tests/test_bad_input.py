@@ -85,6 +85,10 @@ USAGE: dict[str, tuple[list[str], list[str]]] = {
     "timeout": ([*RUN, "--timeout", "0"], ["--timeout", "'0' is not a positive number"]),
     "budget": ([*RUN, "--budget", "soon"], ["--budget", "'soon' is not a positive number"]),
     "memory": ([*RUN, "--memory", "inf"], ["--memory", "'inf' is not a positive number"]),
+    "much memory": ([*RUN, "--memory", "1e300"], ["--memory", "'1e300'", "up to 1000000"]),
+    "a long wait": (["explain", "--timeout", "3e6"], ["--timeout", "'3e6'", "up to 1000000"]),
+    "many SMs": ([*RUN, "--sms", "9" * 5000], ["--sms", "up to 1000000"]),
+    "an answer to no problem": (["prompt", "--answer", __file__, "--problem", "nope"], ["problem 'nope'"]),
     "command": (["leaderbord"], ["unknown command 'leaderbord'", "did you mean leaderboard?"]),
     "no command": (["phase_gemm"], ["unknown command 'phase_gemm'", "known: admit, check"]),
     "option": ([*RUN, "--shape", "smoke", "--fast"], ["--fast", "--help"]),
@@ -164,6 +168,10 @@ BAD_PROBLEMS = {
         "class Model: pass\nclass Shape: pass\ndef get_inputs(): pass\ndef get_init_inputs(): pass\n1 / 0\n",
         "does not run: ZeroDivisionError",
     ),
+    "ends": (
+        "class Model: 0\nclass Shape: 0\ndef get_inputs(): 0\ndef get_init_inputs(): 0\nraise SystemExit\n",
+        "does not run: SystemExit: ",
+    ),
 }
 
 
@@ -205,6 +213,47 @@ def test_a_file_without_permission(tmp_path: Path, complain: Callable[..., str])
     with bound_by_permissions():
         line = complain(2, *RUN, "--solution", file)
     assert f"cannot read '{file}': Permission denied" in line
+
+
+LOOKS = {
+    "leaderboard": ["leaderboard"],
+    "export": ["export", "--format", "trace"],
+    "staircase": ["staircase", "--problem", "convtranspose2d"],
+    "explain": ["explain", *RUN[:2], "--solution", "gather_gemm", "--shapes", "81", "--card", "h200"],
+    "prompt": ["prompt", *RUN[:2], "--solution", "gather_gemm", "--stage", "grid", "--no-run"],
+    "dry run": [*SMOKE, "--solution", "gather_gemm", "--dry-run"],
+}
+
+
+@pytest.mark.parametrize("name", LOOKS)
+def test_a_results_file_that_cannot_be_opened(
+    name: str, results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = "cpu" if name == "dry run" else "h200"
+    path = results / card / "convtranspose2d" / "gather_gemm.jsonl"
+    path.mkdir(parents=True)
+    assert main([*LOOKS[name], "--results", str(results)]) == 2
+    assert capsys.readouterr().err == f"error: cannot read '{path}': Is a directory\n"
+
+
+def test_import_names_the_file_that_cannot_be_read(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = ROOT / "results/h200/convtranspose2d/channels_last_gemm.jsonl"
+    path = results / "h200" / "convtranspose2d" / "channels_last_gemm.jsonl"
+    path.mkdir(parents=True)
+    assert main(["import", str(source), "--results", str(results)]) == 2
+    assert capsys.readouterr().err == f"error: cannot read '{path}': Is a directory\n"
+
+
+def test_an_export_of_nothing_leaves_its_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = spoil(tmp_path / "made.jsonl", b"precious")
+    assert main(["export", "--format", "trace", "--arithmetic", "bf16", "-o", str(path)]) == 2
+    assert capsys.readouterr().err.startswith("error: nothing to export; left out: ")
+    assert path.read_bytes() == b"precious"
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path: Path) -> None:
+    file = spoil(tmp_path / "x.py", b"\xef\xbb\xbfx = 1\n")
+    assert load.read_source(file) == "x = 1\n"
 
 
 def test_a_read_only_results_folder(results: Path, complain: Callable[..., str]) -> None:

@@ -243,6 +243,16 @@ def test_what_inductor_would_write_is_said_to_be_out_of_sight(
     assert f"- {note}" in render([report], "table")
 
 
+def test_a_text_that_is_no_python_fails_in_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        explain, "retarget", lambda *_: [Forward(0, 0, "3.9.0", error="'(' was never closed")]
+    )
+    solution = replace(GATHER, source="def (\n")
+    (report,) = explain.explain(PROBLEM, [solution], [cell("kernelbench", "57")], [RTX4090], 1.0)
+    assert report["notes"] == []
+    assert "never closed" in render([report], "table")
+
+
 def test_a_problem_without_the_sweep_kernelbench_is_explained_on_its_first(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

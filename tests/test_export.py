@@ -262,10 +262,13 @@ def test_the_command_writes_what_is_chosen_and_counts_the_rest(
     assert said.err == "3 records exported; left out: none\n"
 
     file = tmp_path / "eval_results.json"
-    words = ["--format", "kernelbench", "--card", "h200", "--arithmetic", "fp32", "-o", str(file)]
-    assert cli.main(["export", *words, "--results", str(results)]) == exits.EXIT_DONE
-    assert json.loads(file.read_text()) == {}
-    assert capsys.readouterr() == ("", "0 records exported; left out: 2 not fp32\n")
+    words = ["--format", "kernelbench", "--card", "h200", "-o", str(file), "--arithmetic"]
+    assert cli.main(["export", *words, "fp32", "--results", str(results)]) == exits.EXIT_USAGE
+    assert not file.exists()
+    assert capsys.readouterr() == ("", "error: nothing to export; left out: 2 not fp32\n")
+    assert cli.main(["export", *words, "tf32", "--results", str(results)]) == exits.EXIT_DONE
+    assert len(json.loads(file.read_text())) == 2
+    assert capsys.readouterr() == ("", "2 records exported; left out: none\n")
 
 
 @pytest.mark.parametrize(

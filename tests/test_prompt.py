@@ -381,9 +381,12 @@ def test_bad_input_is_one_line(
         '{"metrics": []}',
         '{"metrics": {"k": 1}}',
         '{"metrics": {"k": {"m": "1"}}}',
+        '{"metrics": {"k": {"m": 1e400}}}',
+        '{"metrics": {"k": {"m": NaN}}}',
+        '{"metrics": {"k": {"m": true}}}',
         "[" * 10**5,
     ],
-    ids=["torn", "list", "empty", "no kernels", "no metrics", "text", "nested"],
+    ids=["torn", "list", "empty", "no kernels", "no metrics", "text", "infinite", "NaN", "truth", "nested"],
 )
 def test_a_file_that_is_no_profile_is_named(tmp_path: Path, text: str) -> None:
     file = tmp_path / "profile.json"

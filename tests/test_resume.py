@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from conftest import children, wait_until
 
 if TYPE_CHECKING:
     import subprocess
@@ -166,6 +167,16 @@ def heard() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
+def test_a_run_that_is_interrupted_before_its_judge_answers_says_one_line(sweep: Sweep) -> None:
+    with sweep.start() as process:
+        wait_until(lambda: bool(children(process.pid)), "a judge")
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(30) == 130
+    sweep.runner.require_nothing_left()
+    assert sweep.runner.said("err") == "interrupted: what is recorded stays; run again to go on\n"
 
 
 @pytest.mark.usefixtures("heard")

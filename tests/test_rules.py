@@ -193,6 +193,30 @@ print("loaded:", {{"torch", "triton"}} & set(sys.modules))
     assert said.stdout.endswith("loaded: set()\n")
 
 
+DOCUMENTS = [
+    *ROOT.glob("*.md"),
+    *(
+        file
+        for folder in ("problems", "solutions", "runner", "results", "tests")
+        for file in (ROOT / folder).rglob("*.md")
+    ),
+]
+
+
+def anchors(file: Path) -> set[str]:
+    """Return what GitHub makes of a document's headings."""
+    headings = re.findall(r"^#+ (.+)$", file.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("file", DOCUMENTS, ids=lambda file: str(file.relative_to(ROOT)))
+def test_links_between_documents_lead_somewhere(file: Path) -> None:
+    for path, anchor in re.findall(r"\]\((?!\w+:)([^)#\s]*)(?:#([^)\s]+))?\)", file.read_text()):
+        target = file.parent / path if path else file
+        assert target.exists(), path
+        assert not anchor or anchor in anchors(target), f"{path}#{anchor}"
+
+
 def documented_commands() -> list[str]:
     """Return the command lines in the shell blocks of all READMEs, continued lines joined."""
     commands = []

@@ -101,6 +101,9 @@ def submit_file(options: argparse.Namespace) -> int:
     outcome = submit.submit(request, file, progress.plain, dry_run=options.dry_run, isolation=options.require)
     if outcome.written:
         print(report.table(outcome.records, "table"))
+    added = solution.source.count("\n") - source.count("\n")
+    if added and exits.of_records(outcome.records) != exits.EXIT_DONE:
+        print(f"it was judged with its author's line: a line after that has {added} less in '{options.file}'")
     print("\n".join(outcome.lines))
     if outcome.written:
         show_place(options.results, options.solutions.parent, outcome.records[0])

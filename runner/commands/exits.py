@@ -19,6 +19,7 @@ _CODES: dict[type[Exception], int] = {
     judge_process.JudgeDied: EXIT_HARNESS,
     record.ResultsUnwritable: EXIT_HARNESS,
     record.ResultsBusy: EXIT_HARNESS,
+    record.ResultsUnreadable: EXIT_USAGE,
 }
 
 

@@ -48,13 +48,14 @@ def prompt_page(options: argparse.Namespace) -> int:
 
 def _answer(options: argparse.Namespace) -> int:
     """Feedback on a model's reply: findings, and what the judge says where the rules are kept."""
+    problem = load.find_problem(options.problem) if options.problem else None
     reply = load.read_source(options.answer)
     judged, code = answer.judge(reply), exits.EXIT_FAILED
     if not judged.refused:
         code = exits.EXIT_DONE
-        if options.problem and not options.no_run:
+        if problem and not options.no_run:
             solution = load.Solution("answer", options.answer, answer.last_block(reply) or "")
-            outcome = correctness(options, load.find_problem(options.problem), solution)
+            outcome = correctness(options, problem, solution)
             judged = dataclasses.replace(judged, correctness=answer.correctness(outcome.records))
             code = exits.of_records(outcome.records)
     told = {name: value for name, value in dataclasses.asdict(judged).items() if value is not None}

@@ -33,10 +33,10 @@ def import_file(options: argparse.Namespace) -> int:
     """Sort the records of a file into the results."""
     try:
         options.file.open("rb").close()  # what is wrong with it is no matter of who holds the results
-        with record.lock_results(options.results):
-            added, skipped, problems = record.import_file(options.file, options.results)
     except OSError as error:
         raise BadInput(f"cannot read '{options.file}': {error.strerror}") from error
+    with record.lock_results(options.results):
+        added, skipped, problems = record.import_file(options.file, options.results)
     if not added and not skipped:
         first = f"its first line is none ({problems[0]})" if problems else "it is empty"
         raise BadInput(f"'{options.file}' has no records, {first}: name a file that a run wrote with -o")
@@ -87,13 +87,18 @@ def export_records(options: argparse.Namespace) -> int:
         print(f"warning: {line}", file=sys.stderr)
     write = {"trace": export_trace.lines, "kernelbench": export_kernelbench.eval_results}[options.format]
     made = write(records, options.arithmetic)
+    if not made.records:
+        raise BadInput(f"nothing to export; left out: {_left_out(made)}")
     if options.output is None:
         print(made.text)
     else:
         export.write(options.output, made)
-    left_out = ", ".join(f"{count} {why}" for why, count in made.left_out.items()) or "none"
-    print(f"{made.records} records exported; left out: {left_out}", file=sys.stderr)
+    print(f"{made.records} records exported; left out: {_left_out(made)}", file=sys.stderr)
     return exits.EXIT_DONE
+
+
+def _left_out(made: export.Export) -> str:
+    return ", ".join(f"{count} {why}" for why, count in made.left_out.items()) or "none"
 
 
 def show_staircase(options: argparse.Namespace) -> int:
