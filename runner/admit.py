@@ -116,7 +116,7 @@ def admit(problem: Problem, cells: Sequence[Cell], device: str) -> Iterator[Admi
             with contextlib.suppress(BrokenPipeError):  # it has ended: there will be no answer
                 print(json.dumps(request), file=process.stdin, flush=True)
             line = process.stdout.readline()
-            if not line:
+            if not line.endswith("\n"):
                 code = process.wait()
                 log.seek(0)
                 words = log.read().decode(errors="replace").split("\n")

@@ -11,8 +11,10 @@ import array
 import fcntl
 import mmap
 import os
+import select
 import socket
 import struct
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -97,10 +99,24 @@ def pair() -> tuple[socket.socket, socket.socket]:
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
-def send(sock: socket.socket, frame: Frame, fds: tuple[int, ...] = ()) -> None:
-    """Send one frame, with descriptors beside it."""
+def send(
+    sock: socket.socket, frame: Frame, fds: tuple[int, ...] = (), deadline_s: float | None = None
+) -> None:
+    """Send one frame, with descriptors beside it; TimeoutError where nobody makes room for it in time."""
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-    sock.sendmsg([frame.pack()], ancillary)
+    if deadline_s is None:
+        sock.sendmsg([frame.pack()], ancillary)
+        return
+    poll, end = select.poll(), time.monotonic() + deadline_s
+    poll.register(sock, select.POLLOUT)
+    while True:
+        try:
+            sock.sendmsg([frame.pack()], ancillary, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            if not poll.poll(max(0.0, end - time.monotonic()) * 1e3):
+                raise TimeoutError("nobody reads the channel") from None
+        else:
+            return
 
 
 def receive(sock: socket.socket) -> tuple[Frame, list[int]]:

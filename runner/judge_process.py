@@ -54,7 +54,7 @@ class Judge:
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None  # noqa: S101 - a pipe was asked for
         line = self._process.stdout.readline()
-        if not line:
+        if not line.endswith("\n"):  # it may have died in the middle of one
             raise JudgeDied(self._ending())
         answer: dict[str, Any] = json.loads(line)
         return answer

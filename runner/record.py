@@ -50,13 +50,16 @@ def to_line(record: Record) -> str:
     """Return the record as one canonical line of ASCII JSON, without its newline.
 
     Times are rounded to 0.01 us. A record that would not fit in `LINE_BYTES` loses, in this order
-    and only as far as needed, what the clock gave that does not decide, the ends of its texts, and
-    every second round of all variants alike; a flag names each loss.
+    and only as far as needed, what the clock gave that does not decide, the ends of its texts, every
+    second round of all variants alike, its launches, and more rounds; a flag names each loss.
 
     Raises `BadRecord` for what `from_line` would not accept.
     """
     line = _encode(record)
-    shrinks: Iterable[Callable[[Record], Record]] = (_drop_other_clock, _cut_texts, *[_halve_rounds] * 16)
+    shrinks: Iterable[Callable[[Record], Record]] = (
+        *(_drop_other_clock, _cut_texts, _halve_rounds, _drop_launches),
+        *[_halve_rounds] * 15,
+    )
     for shrink in shrinks:
         if len(line) < LINE_BYTES:
             return line
@@ -271,15 +274,30 @@ def _drop_other_clock(record: Record) -> Record:
 
 
 def _cut_texts(record: Record) -> Record:
-    """Cut what a contestant can make long: the detail of a failure and the list of launches."""
+    """Cut what a solution can make long: its technique, the detail of a failure and the list of launches."""
     failed, checked = record.failed, record.checked
     if failed is not None:
         failed = replace(failed, detail=failed.detail[:2000])
     if checked is not None:
         checked = replace(checked, launches=checked.launches[:32])
-    if (failed, checked) == (record.failed, record.checked):
+    cut = {
+        "technique": record.technique[:200],
+        "failed": failed,
+        "checked": checked,
+        "waves": record.waves[:32],
+    }
+    if all(getattr(record, name) == value for name, value in cut.items()):
         return record
-    return _flagged(record, "texts_cut", failed=failed, checked=checked)
+    return _flagged(record, "texts_cut", **cut)
+
+
+def _drop_launches(record: Record) -> Record:
+    """Leave out what names kernels: a solution may give them names that fill a line."""
+    checked = None if record.checked is None else replace(record.checked, launches=())
+    timed = None if record.timed is None else replace(record.timed, kernels={})
+    if (checked, timed, record.waves) == (record.checked, record.timed, ()):
+        return record
+    return _flagged(record, "launches_dropped", checked=checked, timed=timed, waves=())
 
 
 def _halve_rounds(record: Record) -> Record:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import contextlib
 import fcntl
+import itertools
 import mmap
 import os
 import socket
@@ -146,6 +147,17 @@ def test_a_frame_after_a_refused_one_arrives() -> None:
         with pytest.raises(BadFrame):
             channel.receive(ours)
         assert channel.receive(ours)[0].seq == 9
+
+
+def test_a_channel_that_nobody_reads_takes_no_more_than_it_holds() -> None:
+    with connected() as (ours, theirs):
+        ours.settimeout(None)  # as a judge's
+        frames = (Frame(Kind.DONE, seq=n) for n in itertools.count())
+        with pytest.raises(TimeoutError, match="nobody reads"):
+            [channel.send(ours, frame, deadline_s=0.05) for frame in frames]
+        sent = next(frames).seq - 1
+        assert [channel.receive(theirs)[0].seq for _ in range(sent)] == [*range(sent)]
+        channel.send(ours, Frame(Kind.DONE), deadline_s=0.05)
 
 
 def test_a_closed_channel_is_the_end() -> None:

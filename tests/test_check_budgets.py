@@ -104,10 +104,10 @@ def test_a_budget_comes_from_the_larger_of_two_errors() -> None:
         (two, (two,), 2.0, 2.0),
         (-two, (-one,), 2.0, 2.0),
         (at(16, 3.0, 4.0), (none,), 5.0, 4.0),
-        # the first draw is an honest answer, and the mean of the squares is what is likely
+        # each draw is an honest answer
         (none, (four, none), 4.0, 4.0),
-        (none, (none, four, none), 2.0, 4.0),
-        (none, (none, four, four, none), 8.0**0.5, 4.0),
+        (none, (none, four, none), 4.0, 4.0),
+        (none, (none, one, four, two), 4.0, 4.0),
         (none, (none,), FLOOR, FLOOR),
     ):
         found = budget(judged(none, own, drawn))
@@ -330,7 +330,31 @@ def test_a_class_is_drawn_until_it_is_no_luck() -> None:
         if shapes != ((1, 0),):
             hold(oracle, [y.float() for y in truths])
         else:
-            check._class_errors(cast("Oracle", oracle), [torch.arange(1)], truths, torch.Generator())
+            told = cast("Oracle", oracle)
+            check._class_errors(told, [torch.arange(1)], truths, torch.Generator(), sliced=False)
+        assert oracle.draws == [(what, draw) for draw in range(draws) for what in ("perturb", "model")]
+
+
+def test_a_class_is_drawn_for_as_many_channels_as_are_no_luck() -> None:
+    for shapes, draws in (
+        (((2, 1, 99),), 16),
+        (((2, 2, 99),), 8),
+        (((2, 7, 99),), 3),
+        (((2, 15, 99),), 2),
+        (((2, 16, 99),), 1),
+        (((2, 16, 3),), 2),
+        (((2, 99),), 1),
+        (((99,),), 16),
+        (((2, 16, 99), (2, 8, 99)), 2),
+        (((2, 0, 99),), 16),
+    ):
+        truths = [torch.ones(shape, dtype=torch.float64) for shape in shapes]
+        oracle = Told(truths, None, [[y * 0 for y in truths]])
+        if shapes != ((2, 0, 99),):
+            hold(oracle, [y.float() for y in truths], torch.ones((), dtype=torch.bool))
+        else:
+            told = cast("Oracle", oracle)
+            check._class_errors(told, [torch.arange(2)], truths, torch.Generator(), sliced=True)
         assert oracle.draws == [(what, draw) for draw in range(draws) for what in ("perturb", "model")]
 
 

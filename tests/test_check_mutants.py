@@ -22,6 +22,9 @@ EQUIVALENT = {
     "fewest = min(max(1, t[0].numel() if t.dim() else 1) for t in truths)  # 1 -> 2": (
         "from four elements down there are 16 draws, the most"
     ),
+    "channels = min(max(1, t.shape[1] if t.dim() > 1 else 1) for t in truths)  # 1 -> 2": (
+        "a sample without channels is one element, and from four down there are 16 draws, the most"
+    ),
     "return torch.isin(truth, torch.cat([truth.new_zeros(1), *(v.to(truth.dtype) for v in vectors)]))"
     "  # 1 -> 2": "a second zero is no other value",
 }

@@ -77,7 +77,7 @@ STRIDE = 18
 
 @pytest.mark.parametrize(
     ("name", "card"),
-    [("gather_gemm", "h100_sxm"), ("phase_gemm", "h100_sxm"), ("channels_last_gemm", "h200")],
+    [("gather_gemm", "h100_sxm"), ("phase_gemm", "h200"), ("channels_last_gemm", "h200")],
 )
 def test_predicted_launches_are_those_that_a_gpu_recorded(name: str, card: str) -> None:
     """All that a record holds where Triton's version is the same; grids and warps of two cells elsewhere."""

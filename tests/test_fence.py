@@ -69,6 +69,20 @@ def test_outputs_of_another_shape_get_rooms_of_their_own() -> None:
     assert snapshots[1].shape == (4,)
 
 
+def test_a_fence_around_another_layout_leaves_an_earlier_one_its_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("runner.judge.fence.WHOLE_BYTES", 64)
+    monkeypatch.setattr("runner.judge.fence.FENCE_BYTES", 256)
+    view, snapshots = torch.rand(16, 64), list[torch.Tensor]()
+    fence = Fence([view], snapshots)
+    Fence([torch.rand(64, 16).T], snapshots)
+    assert fence.step > 1
+    fence.close()
+    assert fence.holds()
+    assert torch.equal(snapshots[0], view)
+
+
 def test_a_transposed_output_is_copied_whole_in_its_own_order(sampled: bool) -> None:
     del sampled
     view = torch.rand(16, 24).T

@@ -26,6 +26,7 @@ from runner.schema import (
     Checked,
     Comparison,
     Failed,
+    Kernel,
     Launch,
     PopulationError,
     Record,
@@ -318,9 +319,27 @@ def test_the_detail_of_a_failure_is_cut() -> None:
     assert slim.failed.detail == "\N{SNOWMAN}" * 2000
 
 
+@pytest.mark.parametrize("name", ["k" * 40, "\N{SNOWMAN}" * 290], ids=["honest", "long"])
+def test_names_of_kernels_never_keep_a_record_from_its_file(name: str) -> None:
+    launch = Launch(name, (1, 1, 1), 4, 32, 0, 0, ())
+    kernels = {v: (Kernel(name, "", 1, 9.0, (1, 1, 1), 32, 32, 0),) * 32 for v in ("solution", "cudnn")}
+    one = passed(rounds=96, technique="t" * 50_000, waves=({"kernel": name},) * 64)
+    assert one.checked is not None
+    assert one.timed is not None
+    checked = replace(one.checked, launches=(launch,) * 64)
+    full = replace(one, checked=checked, timed=replace(one.timed, kernels=kernels))
+    slim = rec.from_line(rec.to_line(full))
+    assert slim.checked is not None
+    assert slim.timed is not None
+    assert "texts_cut" in slim.flags
+    assert ("launches_dropped" in slim.flags) == (len(name) > 40)
+    assert len(slim.checked.launches) == (0 if len(name) > 40 else 32)
+    assert slim.timed.samples[0].times_us
+
+
 def test_what_cannot_be_thinned_is_refused() -> None:
     with pytest.raises(rec.BadRecord, match="nothing left"):
-        rec.to_line(passed(technique="x" * rec.LINE_BYTES))
+        rec.to_line(passed(author="x" * rec.LINE_BYTES))
 
 
 def test_read_reports_each_damaged_line_and_keeps_the_rest(tmp_path: Path) -> None:
@@ -581,7 +600,7 @@ def test_import_sorts_once_and_reports_the_rest(tmp_path: Path) -> None:
 
 
 def test_import_of_nothing_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(rec.ResultsUnreadable):
         rec.import_file(tmp_path / "none.jsonl", tmp_path)
 
 

@@ -171,6 +171,26 @@ def test_the_contestant_that_was_used_longest_ago_makes_room(referee: Referee) -
         os.kill(first[1].pid, 0)
 
 
+def test_what_outlived_its_fork_server_is_forked_anew() -> None:
+    problem = load.find_problem("convtranspose2d")
+    cell = Cell("smoke", "groups", problem.sweeps(128)["smoke"]["groups"], "fp32", "tf32")
+    first, second = (load.find_solution(name, "convtranspose2d") for name in ("gather_gemm", "phase_gemm"))
+    referee = Referee("cpu", Limits(build_s=60.0, call_s=30.0))
+    try:
+        for solution in (first, second):
+            assert referee.rule(problem, solution, cell, (), os.urandom(16)).failed is None
+        server = referee.company.zygotes._process
+        assert server is not None
+        server.kill()
+        server.wait()
+        with pytest.raises(RuntimeError, match="the fork server has died"):
+            referee.rule(problem, first, cell, (), os.urandom(16))
+        for solution in (first, second):
+            assert referee.rule(problem, solution, cell, (), os.urandom(16)).failed is None
+    finally:
+        referee.close()
+
+
 def test_a_ranked_run_wants_full_isolation() -> None:
     """Without the sandbox, which only the selftest leaves out, a run is judged and not ranked."""
     problem, solution = (

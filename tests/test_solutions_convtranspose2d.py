@@ -172,14 +172,15 @@ def measure(module: ModuleType, case: Case, arithmetic: str) -> dict[str, Any]:
 def flipped(module: ModuleType) -> Any:
     """Return a patch of phase_gemm that takes the ways which it would not have taken for grids this small.
 
-    The other order of tiles, sums of three products kept apart, and channels stored in halves.
+    The other order of tiles, sums of three products kept apart, channels stored in halves, and 64-bit tiles.
     """
     tiles = module.tiles
 
     def others(*asked: Any) -> dict[str, Any]:
         *_, split, _ = asked
         tile = tiles(*asked)
-        return tile | {"ROWS": not tile["ROWS"], "APART": split, "HALVES": tile["BOC"] > 1}
+        changed = {"ROWS": not tile["ROWS"], "APART": split, "HALVES": tile["BOC"] > 1, "LONG": True}
+        return tile | changed
 
     return mock.patch.object(module, "tiles", others)
 
@@ -388,6 +389,15 @@ def test_a_few_steps_have_the_tiles_that_an_h100_was_fastest_with(
     tile = phase.tiles(layout, 16, 257, 766, itemsize, split, room * 1024)
     assert (tile["BM"], tile["num_stages"]) == chosen
     assert tile["HALVES"] == split
+
+
+@pytest.mark.parametrize(("batch", "long"), [(2047, False), (2048, True)])
+def test_tiles_are_numbered_in_64_bits_from_two_to_the_31_values_of_q(batch: int, long: bool) -> None:
+    phase = load("phase_gemm")
+    with torch.device("meta"):
+        layout = phase.geometry(nn.ConvTranspose2d(1, 1, 1))
+    tile = phase.tiles(layout, batch, 1 << 20, 1, 2, split=False)
+    assert (tile["ROWS"], tile["LONG"]) == (False, long)
 
 
 @pytest.mark.parametrize(

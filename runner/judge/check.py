@@ -24,8 +24,9 @@ ELEMENTWISE_FACTOR = 4.0
 _LUCK = 3.0
 #: Keeps a budget of zero from being divided by.
 _TINY = torch.finfo(torch.float32).smallest_normal
-#: The class model is drawn until its errors are no luck either.
-_MIN_CLASS_ERRORS = 64
+#: The class model is drawn until its errors are no luck either: so many of them, and so many channels, for
+#: what a weight loses moves all outputs of its channel alike where inputs are alike.
+_MIN_CLASS_ERRORS, _MIN_CLASS_CHANNELS, _MOST_DRAWS = 64, 16, 16
 _CHUNK_ELEMENTS = 2**24
 #: KernelBench: atol = rtol, by precision.
 _KERNELBENCH_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1e-2}
@@ -97,7 +98,7 @@ def compare(
     for part_in, part_out in _chunks(inputs, outputs, sliced=reached is not None):
         truths = oracle.truth(part_in)
         observed = oracle.observed(part_in)
-        classes = _class_errors(oracle, part_in, truths, generator)
+        classes = _class_errors(oracle, part_in, truths, generator, sliced=reached is not None)
         for index, (out, truth) in enumerate(zip(part_out, truths, strict=True)):
             mask = None if reached is None else reached[index]
             seen = None if observed is None else observed[index]
@@ -122,12 +123,20 @@ def _chunks(
 
 
 def _class_errors(
-    oracle: Oracle, inputs: Sequence[Any], truths: Sequence[torch.Tensor], generator: torch.Generator
+    oracle: Oracle,
+    inputs: Sequence[Any],
+    truths: Sequence[torch.Tensor],
+    generator: torch.Generator,
+    *,
+    sliced: bool,
 ) -> list[list[torch.Tensor]]:
     fewest = min(max(1, t[0].numel() if t.dim() else 1) for t in truths)
-    draws = min(16, -(-_MIN_CLASS_ERRORS // fewest))
+    draws = -(-_MIN_CLASS_ERRORS // fewest)
+    if sliced:
+        channels = min(max(1, t.shape[1] if t.dim() > 1 else 1) for t in truths)
+        draws = max(draws, -(-_MIN_CLASS_CHANNELS // channels))
     found = []
-    for draw in range(draws):
+    for draw in range(min(draws, _MOST_DRAWS)):
         oracle.perturb(generator, draw)
         model = oracle.class_model(inputs, generator, draw)
         found.append([y - t for y, t in zip(model, truths, strict=True)])
@@ -200,11 +209,7 @@ def _hold_main(
 
     size = _finite(truth)
     count = _rows(mask.expand_as(truth), slices).sum(dim=1).clamp(min=1)
-    own, *classes = allowed
-    class_norms = torch.stack([norm(e) for e in classes])
-    # the first draw of TF32 is truncation, an honest answer, which the others must not average away
-    class_norm = torch.maximum(class_norms[0], class_norms.square().mean(dim=0).sqrt())
-    may_norm = torch.maximum(norm(own), class_norm) + norm(flushed) + _TINY
+    may_norm = torch.stack([norm(e) for e in allowed]).amax(dim=0) + norm(flushed) + _TINY
     may_peak = torch.stack([peak(e) for e in allowed]).amax(dim=0) + peak(flushed) + _TINY
     factor = NORMWISE_FACTOR * (1.0 + _LUCK / count.sqrt())
     total, worst = norm(error), peak(error)

@@ -33,6 +33,9 @@ class Company:
         """The solution's own process in a role, forked if there is none."""
         key = f"{role} {solution.digest}"
         known = self._contestants.pop(key, None)
+        if known is not None and known.is_orphan:
+            known.close()
+            known = None
         if known is None:
             while len(self._contestants) >= MAX_CONTESTANTS:
                 self._contestants.pop(next(iter(self._contestants))).close()
@@ -70,6 +73,8 @@ class Company:
 
     def trusted(self, case: Case, baselines: tuple[str, ...]) -> Contestant:
         """The baselines' process, built for the case; raises NoBaseline."""
+        if self._trusted is not None and self._trusted.is_orphan:
+            self.drop_trusted()
         if self._trusted is not None and self._trusted_for == (case, baselines):
             return self._trusted
         self.release_trusted()

@@ -34,7 +34,7 @@ _POLLS_BETWEEN_FRAMES = 0x3FFFF
 _POLL_S = 0.02
 #: After it a call is so long that a whole look at what is held, of at most 3 ms, makes no difference.
 _LONG_CALL_S = 1.0
-_GRACE_S = 5.0  # from the end of a channel to the death of its process
+_GRACE_S = 5.0  # from the end of a channel to the death of its process, and for room in one that is full
 _MAX_FRAMES = 512  # of one wait; an honest contestant sends tens
 _FAULTS: dict[int, Status] = {
     Fault.BUILD: Status.BUILD,
@@ -70,6 +70,7 @@ class Contestant:
             raise
         finally:
             theirs.close()
+        self._generation = zygotes.generation
         self._watch = footprint.Watch(self.pid, self.scratch, memory_bytes)
         self.page = Page(page_fd)
         os.close(page_fd)
@@ -92,6 +93,11 @@ class Contestant:
         missing += [f"probe: {hole}" for hole in zygotes.holes()]
         proved = level == "partial" and not missing
         self.isolation = {"level": "full" if proved else level, "layers": layers, "missing": missing}
+
+    @property
+    def is_orphan(self) -> bool:
+        """Whether another fork server has taken the place of the one that knows it."""
+        return self._generation != self.zygotes.generation
 
     def build(self, job: dict[str, Any], blocks: int, deadline_s: float) -> None:
         """Send a job; map and prove the `blocks` buffers that it makes the contestant announce."""
@@ -350,7 +356,9 @@ class Contestant:
     def _send(self, frame: Frame, fds: tuple[int, ...] = ()) -> None:
         self._resume()
         try:
-            channel.send(self.sock, frame, fds)
+            channel.send(self.sock, frame, fds, _GRACE_S)
+        except TimeoutError:
+            raise self._foul(Status.TIMEOUT, "send", "does not read what it is sent") from None
         except OSError:
             raise self._death("send") from None
 
@@ -383,9 +391,10 @@ class Contestant:
 
     def close(self) -> None:
         """Kill the process with all it has started, and remove its scratch folder."""
-        self.zygotes.kill(self.identity)
-        with contextlib.suppress(RuntimeError, TimeoutError):
-            self.zygotes.exit_of(self.identity)
+        if not self.is_orphan:  # those die with their server
+            self.zygotes.kill(self.identity)
+            with contextlib.suppress(RuntimeError, TimeoutError):
+                self.zygotes.exit_of(self.identity)
         self.unmap()
         self.sock.close()
         clear(self.scratch)

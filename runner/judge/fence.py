@@ -62,7 +62,10 @@ class Fence:
         """Complete the copy; whether it agrees with what was taken inside the window."""
         if self.step == 1:
             return True
-        for taken, rows, view, room in zip(self.taken, self.lines, self.views, self.snapshots, strict=False):
+        for index, (taken, rows, view) in enumerate(zip(self.taken, self.lines, self.views, strict=True)):
+            if not self.snapshots[index].is_contiguous():  # a later fence is around another layout
+                self.snapshots[index] = torch.empty_like(view)
+            room = self.snapshots[index]
             room.copy_(view)
             chosen = _lines(room)[self.offset :: self.step]
             if len(rows) and not torch.equal(taken[: len(chosen)], chosen):

@@ -111,8 +111,10 @@ def held_bytes(family: list[int]) -> int:
     first, *others = family
     held, files = resident_bytes(first), _nameless_files(first)
     for member in others:
-        with contextlib.suppress(OSError, ValueError, IndexError):
+        try:
             held += _proportional_bytes(member)
+        except (OSError, ValueError, IndexError):  # ended, or a program that nobody may look into
+            held += resident_bytes(member)
         files |= _nameless_files(member)
     return held + sum(files.values())
 

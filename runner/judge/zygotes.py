@@ -37,6 +37,7 @@ class Zygotes:
         self._exits: dict[int, tuple[int, str]] = {}
         self._forks: dict[int, int] = {}
         self._next = 0
+        self.generation = 0  # how often a server was started: identities are those of one
         self._holes: tuple[str, ...] | None = None
 
     def _start(self) -> socket.socket:
@@ -56,6 +57,7 @@ class Zygotes:
         if self._control is not None:  # of one that has died
             self._control.close()
         self._control, self._holes = ours, None
+        self.generation += 1
         return ours
 
     def fork(

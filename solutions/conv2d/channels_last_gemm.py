@@ -476,10 +476,12 @@ def pack(weight: torch.Tensor, layout: dict[str, int], tile: dict, tf32: bool, s
     return torch.stack((high, packed - high)) if split else high
 
 
-def weight_stamp(weight: torch.Tensor) -> tuple[int, int]:
-    """Return what changes when the weights are replaced or written in place."""
-    # tensors made in inference mode count no versions
-    return weight.data_ptr(), -1 if weight.is_inference() else weight._version  # noqa: SLF001
+def weight_stamp(weight: torch.Tensor) -> tuple[int, int] | None:
+    """Return what changes when the weights are replaced or written in place; None if nobody counts that.
+
+    What is written through `.data` is not counted: after that, `prepare()`.
+    """
+    return None if weight.is_inference() else (weight.data_ptr(), weight._version)  # noqa: SLF001
 
 
 class ModelNew(nn.Module):
@@ -503,11 +505,14 @@ class ModelNew(nn.Module):
         # by shape, dtype and arithmetic of the input
         self.plans: dict[tuple, tuple] = {}
         self.stamp: tuple[int, int] | None = None
+        self.held: torch.Tensor | None = None
 
     def prepare(self) -> None:
         """Forget the weights packed earlier; the first call for a shape packs those that it needs."""
+        weight = self.conv2d.weight
         self.plans.clear()
-        self.stamp = weight_stamp(self.conv2d.weight)
+        self.stamp = weight_stamp(weight)
+        self.held = weight.detach()  # as long as its memory is held, no other weights get the address
 
     def plan(self, x: torch.Tensor, tf32: bool) -> tuple:
         """Return output size, grid, packed weights and constants for inputs like x."""
@@ -536,7 +541,7 @@ class ModelNew(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map [N, IC, H, W] to [N, OC, OH, OW]."""
         layer = self.conv2d
-        if self.stamp != weight_stamp(layer.weight):
+        if self.stamp is None or self.stamp != weight_stamp(layer.weight):
             self.prepare()
         tf32 = x.dtype == torch.float32 and torch.backends.cudnn.allow_tf32
         key = x.shape, x.dtype, tf32

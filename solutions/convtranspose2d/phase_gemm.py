@@ -135,6 +135,7 @@ def phase_gemm_kernel(
     BE: tl.constexpr,
     BI: tl.constexpr,
     HALVES: tl.constexpr,
+    LONG: tl.constexpr,
 ):
     """Write BM values of q, in all phases, of BOC channels of one group.
 
@@ -142,13 +143,15 @@ def phase_gemm_kernel(
     SPLIT twice, bias [GROUPS * OCG] and y [N, GROUPS * OCG, OH, OW], all contiguous. PW is what AHEAD leaves
     of the padding. One step of the reduction is BE shifts of BI channels, in three products with SPLIT, which
     APART sums by themselves first. Each join doubles the slots of a phase with empty phases; HALVES joins and
-    stores half of the channels at a time. All sizes but the batch are constants: the offsets between channels are
-    then part of the load and store instructions.
+    stores half of the channels at a time. With LONG a class of rows has 2**31 values of q or more. All sizes but
+    the batch are constants: the offsets between channels are then part of the load and store instructions.
     """
     # channel tiles of the same pixels are neighbours, so all but the first find x in the L2 cache
     OC_TILES: tl.constexpr = (OCG + BOC - 1) // BOC
     i_tile, i_g = tl.program_id(0), tl.program_id(1)
     i_m, i_oc = i_tile // OC_TILES, i_tile % OC_TILES
+    if LONG:
+        i_m = i_m.to(tl.int64)
     SLOTS: tl.constexpr = PHASES << JOINS
     GCD_H: tl.constexpr = SH // PERIOD_H
     LOW: tl.constexpr = GROUPS * KH * SHIFTS * PHASES * OCG * CHANNELS
@@ -422,7 +425,7 @@ def tiles(
     tile["num_stages"] = max(1, min(tile["num_stages"], ROOM_BYTES // stage_bytes))
     # a tile within a row spares a division for every slot, if not too much of a row's last tile is cut
     QW = width(OW, layout)
-    return tile | {"ROWS": triton.cdiv(QW, BM) * BM * 9 <= QW * 10}
+    return tile | {"ROWS": triton.cdiv(QW, BM) * BM * 9 <= QW * 10, "LONG": pixels + BM > 2**31}
 
 
 def launch_grid(
@@ -437,10 +440,12 @@ def launch_grid(
     return row_tiles * triton.cdiv(layout["OCG"], tile["BOC"]), layout["GROUPS"]
 
 
-def weight_stamp(weight: torch.Tensor) -> tuple[int, int]:
-    """Return what changes when the weights are replaced or written in place."""
-    # tensors made in inference mode count no versions
-    return weight.data_ptr(), -1 if weight.is_inference() else weight._version  # noqa: SLF001
+def weight_stamp(weight: torch.Tensor) -> tuple[int, int] | None:
+    """Return what changes when the weights are replaced or written in place; None if nobody counts that.
+
+    What is written through `.data` is not counted: after that, `prepare()`.
+    """
+    return None if weight.is_inference() else (weight.data_ptr(), weight._version)  # noqa: SLF001
 
 
 class ModelNew(nn.Module):
@@ -475,6 +480,7 @@ class ModelNew(nn.Module):
         self.packed: dict[tuple[bool, bool], torch.Tensor] = {}
         self.plans: dict[tuple, tuple] = {}
         self.stamp: tuple[int, int] | None = None
+        self.held: torch.Tensor | None = None
 
     def prepare(self) -> None:
         """Forget everything made from earlier weights; the first call of a kind packs what it needs."""
@@ -482,6 +488,7 @@ class ModelNew(nn.Module):
         self.packed.clear()
         self.plans.clear()
         self.stamp = weight_stamp(weight)
+        self.held = weight.detach()  # as long as its memory is held, no other weights get the address
 
     def pack(self, tf32: bool, split: bool) -> torch.Tensor:
         """Return the packed weights, made once for each arithmetic and number of parts."""
@@ -513,7 +520,7 @@ class ModelNew(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map [N, IC, H, W] to [N, OC, OH, OW]."""
         layer = self.conv_transpose2d
-        if self.stamp != weight_stamp(layer.weight):
+        if self.stamp is None or self.stamp != weight_stamp(layer.weight):
             self.prepare()
         tf32 = x.dtype == torch.float32 and torch.backends.cudnn.allow_tf32
         key = x.shape, x.dtype, tf32
