@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 #: A fence opens or closes a block when it stands alone on its line.
 FENCE = re.compile(r" {0,3}(`{3,}|~{3,})[ \t]*([^`\s]*)[^`]*")
 
+#: Languages of a block that may be the answer; a command line after it is none.
+PYTHON = ("", "python", "python3", "py", "triton")
+
 
 def judge(reply: str) -> Feedback:
     """Hold the last fenced block of a reply against the output rules and lint.
@@ -49,16 +52,22 @@ def correctness(records: Sequence[Record]) -> Correctness:
 
 
 def last_block(reply: str) -> str | None:
-    """Return the text of the last fenced block; None without one, and where it is cut off."""
-    block: str | None = None
+    """Return the text of the last fenced block, of those of a language the last in Python's.
+
+    None without one, and where the reply is cut off in one.
+    """
+    blocks: list[tuple[bool, str]] = []
     lines: list[str] = []
-    fence = ""
+    fence, language = "", ""
     for line in reply.split("\n"):
         mark = FENCE.fullmatch(line)
         if fence and mark and mark[1].startswith(fence) and not mark[2]:
-            block, fence = "".join(f"{each}\n" for each in lines), ""
+            blocks.append((language.lower() in PYTHON, "".join(f"{each}\n" for each in lines)))
+            fence = ""
         elif fence:
             lines.append(line)
         elif mark:
-            fence, lines = mark[1], []
-    return None if fence else block
+            fence, language, lines = mark[1], mark[2], []
+    if fence or not blocks:
+        return None
+    return next((text for is_python, text in reversed(blocks) if is_python), blocks[-1][1])

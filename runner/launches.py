@@ -48,7 +48,7 @@ class _Scope:
     def values(self) -> Mapping[str, list[ast.AST]]:
         found: dict[str, list[ast.AST]] = {}
         for node in ast.walk(self.function):
-            if isinstance(node, ast.Assign):
+            if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
                 for name in assigned(node):
                     found.setdefault(name, []).append(node.value)
             elif isinstance(node, ast.FunctionDef) and node is not self.function:

@@ -55,6 +55,8 @@ def _nothing_else(tree: ast.Module) -> Iterator[Finding]:
 
 def _imports_all(tree: ast.Module) -> Iterator[Finding]:
     imported = set(imported_names(tree).values())
+    # `import torch.nn` gives the name torch alone
+    imported |= {one.name for node in ast.walk(tree) if isinstance(node, ast.Import) for one in node.names}
     for module in IMPORTS:
         if module not in imported:
             yield Finding(1, "imports", ERROR, f"{module} is not imported")

@@ -133,10 +133,11 @@ def _items(node: ast.AST) -> list[tuple[str | None, ast.expr]] | None:
     """Return the literal keys and the values of `{...}` or `dict(...)`; the key of what is spread is None."""
     if isinstance(node, ast.Dict):
         pairs = zip(node.keys, node.values, strict=True)
-        literal = ((key.value if isinstance(key, ast.Constant) else key, value) for key, value in pairs)
+        # a key that is computed might be any
+        literal = ((key.value if isinstance(key, ast.Constant) else None, value) for key, value in pairs)
         return [(key, value) for key, value in literal if key is None or isinstance(key, str)]
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict":
-        return [(keyword.arg, keyword.value) for keyword in node.keywords]
+        return None if node.args else [(keyword.arg, keyword.value) for keyword in node.keywords]
     return None
 
 

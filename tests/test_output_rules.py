@@ -191,6 +191,14 @@ class ModelNew(nn.Module):
             " dict(kwargs=dict(BLOCK=32), num_warps=8))]"
         ),
     ),
+    "blocks of pairs and warps": (
+        "tune-one-kind",
+        tuned('[triton.Config(dict([("BLOCK", b)]), num_warps=w) for b in (32, 64) for w in (4, 8)]'),
+    ),
+    "blocks of a computed name and warps": (
+        "tune-one-kind",
+        tuned('[triton.Config({"BLOC" + k: b}, num_warps=w) for k in "K" for b in (32, 64) for w in (4, 8)]'),
+    ),
     "unreadable blocks and warps": (
         "tune-one-kind",
         tuned(
@@ -262,6 +270,10 @@ HONEST = {
     "plain": ANSWER,
     "a docstring": f'"""A technique."""\nfrom __future__ import annotations\n{ANSWER}',
     "from imports": ANSWER.replace("import torch.nn as nn", "from torch import nn"),
+    "a module by its whole name": ANSWER.replace("import torch.nn as nn", "import torch.nn").replace(
+        "nn.Module", "torch.nn.Module"
+    ),
+    "a grid with its type": ANSWER.replace("grid = (", "grid: tuple[int, ...] = ("),
     "more imports": IMPORTS + "import math\n" + KERNEL + WRAPPER + MODEL,
     "a grid in place": ANSWER.replace("[grid]", "[(1, 2)]"),
     "a grid of a helper": ANSWER.replace("[grid]", "[grid_of(x.numel(), BLOCK)]"),
