@@ -32,6 +32,7 @@ class Told:
     own: list[torch.Tensor] | None
     drawn: list[list[torch.Tensor]]
     parameters: dict[str, torch.Tensor] = field(default_factory=dict)
+    arithmetic: str = "tf32"
     asked: list[list[int]] = field(default_factory=list)
     draws: list[tuple[str, int]] = field(default_factory=list)
 
@@ -331,7 +332,7 @@ def test_a_class_is_drawn_until_it_is_no_luck() -> None:
             hold(oracle, [y.float() for y in truths])
         else:
             told = cast("Oracle", oracle)
-            check._class_errors(told, [torch.arange(1)], truths, torch.Generator(), sliced=False)
+            check._class_errors(told, [torch.arange(1)], truths, torch.Generator(), by_channel=False)
         assert oracle.draws == [(what, draw) for draw in range(draws) for what in ("perturb", "model")]
 
 
@@ -354,8 +355,21 @@ def test_a_class_is_drawn_for_as_many_channels_as_are_no_luck() -> None:
             hold(oracle, [y.float() for y in truths], torch.ones((), dtype=torch.bool))
         else:
             told = cast("Oracle", oracle)
-            check._class_errors(told, [torch.arange(2)], truths, torch.Generator(), sliced=True)
+            check._class_errors(told, [torch.arange(2)], truths, torch.Generator(), by_channel=True)
         assert oracle.draws == [(what, draw) for draw in range(draws) for what in ("perturb", "model")]
+
+
+def test_only_what_truncates_is_drawn_for_channels() -> None:
+    truth = torch.ones((2, 1, 99), dtype=torch.float64)
+    for arithmetic, reached, draws in (
+        ("tf32", torch.ones(()) > 0, 16),
+        ("fp32", torch.ones(()) > 0, 1),
+        ("fp16", torch.ones(()) > 0, 1),
+        ("tf32", None, 1),
+    ):
+        oracle = Told([truth], None, [[truth * 0]], arithmetic=arithmetic)
+        hold(oracle, [truth.float()], reached)
+        assert len(oracle.draws) == 2 * draws
 
 
 def test_chunks_have_as_many_samples_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,8 +24,8 @@ ELEMENTWISE_FACTOR = 4.0
 _LUCK = 3.0
 #: Keeps a budget of zero from being divided by.
 _TINY = torch.finfo(torch.float32).smallest_normal
-#: The class model is drawn until its errors are no luck either: so many of them, and so many channels, for
-#: what a weight loses moves all outputs of its channel alike where inputs are alike.
+#: The class model is drawn until its errors are no luck either: so many of them. In TF32 what a weight loses
+#: moves all outputs of its channel alike where inputs are alike: so many channels, too.
 _MIN_CLASS_ERRORS, _MIN_CLASS_CHANNELS, _MOST_DRAWS = 64, 16, 16
 _CHUNK_ELEMENTS = 2**24
 #: KernelBench: atol = rtol, by precision.
@@ -98,7 +98,8 @@ def compare(
     for part_in, part_out in _chunks(inputs, outputs, sliced=reached is not None):
         truths = oracle.truth(part_in)
         observed = oracle.observed(part_in)
-        classes = _class_errors(oracle, part_in, truths, generator, sliced=reached is not None)
+        by_channel = reached is not None and oracle.arithmetic == "tf32"
+        classes = _class_errors(oracle, part_in, truths, generator, by_channel=by_channel)
         for index, (out, truth) in enumerate(zip(part_out, truths, strict=True)):
             mask = None if reached is None else reached[index]
             seen = None if observed is None else observed[index]
@@ -128,11 +129,11 @@ def _class_errors(
     truths: Sequence[torch.Tensor],
     generator: torch.Generator,
     *,
-    sliced: bool,
+    by_channel: bool,
 ) -> list[list[torch.Tensor]]:
     fewest = min(max(1, t[0].numel() if t.dim() else 1) for t in truths)
     draws = -(-_MIN_CLASS_ERRORS // fewest)
-    if sliced:
+    if by_channel:
         channels = min(max(1, t.shape[1] if t.dim() > 1 else 1) for t in truths)
         draws = max(draws, -(-_MIN_CLASS_CHANNELS // channels))
     found = []
