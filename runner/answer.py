@@ -21,7 +21,7 @@ PYTHON = ("", "python", "python3", "py", "triton")
 
 
 def judge(reply: str) -> Feedback:
-    """Hold the last fenced block of a reply against the output rules and lint.
+    """Hold a reply's `last_block` against the output rules and lint.
 
     Lines of findings are within the block; one error among them refuses. Nothing is run, so a reply that is
     not refused may still be wrong.

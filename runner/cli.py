@@ -36,8 +36,10 @@ def main(arguments: Sequence[str]) -> int:
         with outliving_readers():
             return _main(arguments)
     except Unwritable as error:
+        from runner.commands import exits  # noqa: PLC0415 - an error may take its time
+
         print(f"error: {error}", file=sys.stderr)
-        return 3
+        return exits.EXIT_HARNESS
 
 
 def _main(arguments: Sequence[str]) -> int:

@@ -167,7 +167,7 @@ def _step(one: Record, problem: load.Problem) -> Step | None:
 
 
 def _time_us(one: Record) -> Spread | None:
-    """Return the solution's time with its interval, which no clock makes narrower than a comparison's."""
+    """Return the solution's time with its interval, no narrower than that of a comparison."""
     found = times_us(one.timed, "solution") if one.timed else []
     if one.timed is None or not found or min(found) <= 0:
         return None

@@ -78,6 +78,17 @@ def test_what_is_held_is_counted_once(code: str, expected: int, tmp_path: Path) 
     assert held_mebibytes(code, tmp_path) - bare == pytest.approx(expected, abs=8)
 
 
+def test_a_program_that_nobody_may_look_into_counts_with_all_its_pages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(_: int) -> int:
+        raise PermissionError
+
+    (code,) = (one for one in WAYS if one.startswith("if os.fork()"))
+    monkeypatch.setattr(footprint, "_proportional_bytes", refused)
+    assert held_mebibytes(code, tmp_path) > 48
+
+
 def test_what_has_ended_holds_nothing() -> None:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()

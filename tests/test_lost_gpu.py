@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+import torch
 
 from runner import cli, load, pipeline, selftest
 from runner.commands import exits
@@ -181,6 +185,38 @@ def test_a_new_judge_must_have_the_gpu_of_the_first(
     assert (found["PASS"] == CELLS - 1) == (len(set(uuids)) == 1)
     said = "error: cpu is another GPU since one was lost: run again\n"
     assert (said in capsys.readouterr().err) == (len(set(uuids)) == 2)
+
+
+def test_a_judge_that_dies_in_the_middle_of_its_answer_is_a_judge_that_died() -> None:
+    half = [sys.executable, "-c", "print('{\"environment\": {', end='')"]
+    one = Judge.__new__(Judge)
+    with subprocess.Popen(half, stdout=subprocess.PIPE, text=True) as process:
+        one._process = process
+        with pytest.raises(JudgeDied, match="the judge ended with code 0"):
+            one._read()
+
+
+def test_a_judge_without_memory_is_the_machines_fault() -> None:
+    """No verdict on the solution: what is recorded stays."""
+
+    def rule(*_: object) -> Ruling:
+        raise torch.OutOfMemoryError("no room")
+
+    problem = load.find_problem("convtranspose2d")
+    solution = load.find_solution("phase_gemm", problem.name)
+    shape = dict(problem.sweeps(128)["smoke"]["groups"])
+    request = {
+        "problem": str(problem.path),
+        "name": problem.name,
+        "solution": {"name": "phase_gemm", "path": str(solution.path), "source": solution.source},
+        "cell": {"sweep": "smoke", "label": "groups", "shape": shape, "dtype": "fp32", "math": "tf32"},
+        "baselines": [],
+        "limits": {},
+    }
+    referee = SimpleNamespace(device=torch.device("cpu"), rule=rule, entropy_of=lambda _: "")
+    answered = judge.answer(cast("Referee", referee), request)
+    assert answered["ruling"]["failed"]["status"] == Status.ERROR
+    assert "device memory" in answered["ruling"]["failed"]["reason"]
 
 
 @pytest.mark.gpu
