@@ -6,6 +6,7 @@ import ast
 import contextlib
 import io
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,8 @@ from runner.load import ROOT, BadInput, Problem, read_source
 from runner.schema import Cell, digest, to_json
 
 FORMATS = ("table", "json")
+#: The larger rows of KernelBench fill a card of 80 GB; blocks that can grow leave no gaps between them.
+_ALLOCATOR = dict.fromkeys(("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"), "expandable_segments:True")
 #: What a verdict rests on, of the judge's modules: battery, budgets, classes of arithmetic, draws.
 JUDGES = ("admission", "check", "fake_layers", "fakes", "inputs", "oracle")
 _DIGEST_CHARS = 12
@@ -106,7 +109,14 @@ def admit(problem: Problem, cells: Sequence[Cell], device: str) -> Iterator[Admi
     with (
         tempfile.TemporaryFile() as log,
         subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, stderr=log, text=True, cwd=ROOT, start_new_session=True
+            command,
+            stdin=pipe,
+            stdout=pipe,
+            stderr=log,
+            text=True,
+            cwd=ROOT,
+            start_new_session=True,
+            env=_ALLOCATOR | os.environ,
         ) as process,
     ):
         assert process.stdin is not None  # noqa: S101 - pipes were asked for

@@ -152,7 +152,6 @@ def _line(place: int | None, entry: Entry, facts: Facts, anchor: str) -> Line:
     slowest = (
         Field(f"{figures(worst.speedup)} {safe(facts['worst'])}", worst.speedup) if worst else Field(ABSENT)
     )
-    flags = ", ".join(f"{count} {flag}" for flag, count in entry.flags.items())
     tail = entry.worst_tail
     return {
         "rank": Field(str(place or ABSENT), place),
@@ -164,7 +163,7 @@ def _line(place: int | None, entry: Entry, facts: Facts, anchor: str) -> Line:
         "worst": slowest,
         "bound": _share(share),
         "tail": Field(entry.grids[tail].tail, entry.grids[tail].eta_slot) if tail else Field(ABSENT),
-        "flags": Field.of(flags or ABSENT),
+        "flags": Field.of(standings.flags(entry)),
         "author": Field.of(entry.author or ABSENT),
         "date": Field.of(entry.date),
         "digest": Field.of(entry.digest[: standings.DIGEST_CHARS]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections import Counter
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,14 @@ def show(boards: Sequence[Board], fmt: str = "table", by: str | None = None) -> 
     tables = {_title(board): lines(board) for board in boards}
     notes = {} if by else {_title(board): _gap_notes(board) for board in boards}
     return _join(tables, fmt, notes)
+
+
+def flags(entry: Entry) -> str:
+    """Count an entry's flags by their first sentence; JSON has them whole."""
+    counts: Counter[str] = Counter()
+    for flag, count in entry.flags.items():
+        counts[flag.partition(". ")[0]] += count
+    return ", ".join(f"{count} {flag}" for flag, count in counts.items()) or ABSENT
 
 
 def only(boards: Sequence[Board], card: str | None, problem: str | None) -> list[Board]:
@@ -123,7 +132,7 @@ def _line(place: int | None, entry: Entry, cells: int) -> Line:
         "worst": f"{figures(entry.compared[worst].speedup)} {worst}" if worst else ABSENT,
         "bound": f"{statistics.median(entry.bound_shares):.0%}" if entry.bound_shares else ABSENT,
         "tail": entry.grids[tail].tail if tail else ABSENT,
-        "flags": ", ".join(f"{count} {flag}" for flag, count in entry.flags.items()) or ABSENT,
+        "flags": flags(entry),
         "author": entry.author or ABSENT,
         "date": entry.date,
         "digest": entry.digest[:DIGEST_CHARS],

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from runner import cli, leaderboard, load, record, standings, summary
 from runner.cards import load_card
 from runner.commands import exits
+from runner.report import ABSENT
 from runner.schema import (
     HIDDEN,
     PROTOCOL,
@@ -464,6 +465,13 @@ def test_no_name_is_cut_and_a_narrow_terminal_goes_without_the_least_columns(
         assert ("too narrow for: flags" in text) is (chars < 400)
         assert chars < 160 or max(map(len, text.splitlines())) <= chars
     assert "too narrow" not in standings.show([found], "github")
+
+
+def test_flags_are_counted_by_their_first_sentence() -> None:
+    lost = [f"no_baseline: cudnn: CUDA out of memory. Tried to allocate {gib} GiB. See" for gib in (4, 8)]
+    one = replace(an_entry("quick", {}), flags={lost[0]: 2, lost[1]: 1, "wide": 5})
+    assert standings.flags(one) == "3 no_baseline: cudnn: CUDA out of memory, 5 wide"
+    assert standings.flags(replace(one, flags={})) == ABSENT
 
 
 def test_every_format_shows_every_entry(root: Path) -> None:
