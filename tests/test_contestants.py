@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import resource
+
 import pytest
 import torch
 
 from runner.channel import BadFrame, Call, Frame, Kind, parse
 from runner.contestant import asides
+from runner.contestant.sandbox import OPEN_FILES
+from runner.judge import __main__ as judge
 from runner.judge.contestants import _require_plausible, _require_possible
 
 LAUNCH = (50880, 1, 1, 4, 128, 0, 26624)
@@ -69,3 +73,14 @@ def test_a_time_beside_has_the_last_outputs_room_and_none_without_memory(
     monkeypatch.setitem(asides.ASIDES, Call.STEADY, steady)
     assert asides.measure(Call.STEADY, torch.relu, [[]], held) == 7
     assert asides.measure(Call.STEADY, torch.relu, [[], []], held) == -1
+
+
+def test_the_judge_may_send_what_contestants_have_no_room_for() -> None:
+    """Descriptors in flight are counted over a user's processes, against the limit of whoever sends."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(OPEN_FILES, hard), hard))
+        judge._raise_open_files()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] in (64 * OPEN_FILES, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import resource
 import sys
 import traceback
 from pathlib import Path
@@ -22,6 +23,7 @@ import torch
 
 from runner import gpu_lock, load
 from runner.contestant import libc
+from runner.contestant.sandbox import OPEN_FILES
 from runner.judge import ceilings, environment
 from runner.judge.bench import Limits
 from runner.judge.referee import Referee, Ruling
@@ -75,10 +77,22 @@ def _solution(text: dict[str, str]) -> load.Solution:
     return load.Solution(text["name"], Path(text["path"]), text["source"])
 
 
+def _raise_open_files() -> None:
+    """Have more descriptors than a contestant may park on its way to nobody.
+
+    The kernel counts a user's descriptors in flight, over all processes, and lets nobody send another whose
+    limit is lower than that (unix(7), ETOOMANYREFS).
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = 64 * OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, 64 * OPEN_FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
 def main() -> None:
     """Serve requests until standard input ends."""
     libc.die_with_parent()
     libc.prctl(libc.PR_SET_DUMPABLE)
+    _raise_open_files()
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # nothing but answers may reach the command line
     device = sys.argv[1]

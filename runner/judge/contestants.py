@@ -36,6 +36,8 @@ _POLL_S = 0.02
 _LONG_CALL_S = 1.0
 _GRACE_S = 5.0  # from the end of a channel to the death of its process, and for room in one that is full
 _MAX_FRAMES = 512  # of one wait; an honest contestant sends tens
+#: Of one cell on the host: parameters, input slots and outputs. Each costs the judge a descriptor.
+_HOST_BUFFERS = 3
 _FAULTS: dict[int, Status] = {
     Fault.BUILD: Status.BUILD,
     Fault.CALL: Status.CRASH,
@@ -342,6 +344,8 @@ class Contestant:
             return
         if not fds:
             raise BadFrame("a buffer without memory")
+        if index >= _HOST_BUFFERS:
+            raise BadFrame("more buffers than a cell has")
         self.blocks.append(torch.frombuffer(channel.map_foreign(fds[0], size), dtype=torch.uint8))
 
     def unmap(self) -> None:
