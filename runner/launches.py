@@ -10,6 +10,9 @@ from functools import cached_property, lru_cache
 from runner.kernels import Kernel, bound, constants, kernels, names_in
 from runner.tuning import assigned
 
+#: A node that says where it stands.
+Placed = ast.stmt | ast.expr | ast.ExceptHandler
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -45,15 +48,34 @@ class _Scope:
         return constants(self.function)
 
     @cached_property
-    def values(self) -> Mapping[str, list[ast.AST]]:
-        found: dict[str, list[ast.AST]] = {}
+    def definitions(self) -> Mapping[str, list[ast.stmt]]:
+        found: dict[str, list[ast.stmt]] = {}
         for node in ast.walk(self.function):
-            if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
-                for name in assigned(node):
-                    found.setdefault(name, []).append(node.value)
-            elif isinstance(node, ast.FunctionDef) and node is not self.function:
-                found.setdefault(node.name, []).append(node)
+            if isinstance(node, ast.stmt) and node is not self.function:
+                for name in _defined(node):
+                    found.setdefault(name, []).append(node)
         return found
+
+    def values(self, name: str, at: ast.expr | None) -> list[ast.AST]:
+        """Return what a name may stand for, at a place or, without one, anywhere.
+
+        What a launch cannot meet is left out: what is defined behind it, unless a loop comes back, and what a
+        definition hides that always runs between.
+        """
+        found = self.definitions.get(name, [])
+        if at is not None and found:
+            around = list(_around(self.function, at))
+            always = (_start(one) for _, before in around for one in before if name in _defined(one))
+            hidden = max(always, default=(0, 0))
+            loops = [
+                one for one, _ in around if isinstance(one, ast.For | ast.While) and _start(one) > hidden
+            ]
+            found = [
+                one
+                for one in found
+                if hidden <= _start(one) < _start(at) or any(_holds(loop, one) for loop in loops)
+            ]
+        return [value for one in found if (value := _value(one)) is not None]
 
     @cached_property
     def returned(self) -> list[ast.expr]:
@@ -78,7 +100,7 @@ def launches(tree: ast.Module) -> tuple[Launch, ...]:
 
 def _launch(call: ast.Call, kernel: Kernel, scope: _Scope, helpers: Mapping[str, _Scope]) -> Launch:
     grid = call.func.slice if isinstance(call.func, ast.Subscript) else call.func
-    places = [grid, *(scope.values.get(grid.id, []) if isinstance(grid, ast.Name) else [])]
+    places = [grid, *(scope.values(grid.id, call) if isinstance(grid, ast.Name) else [])]
     passed = dict(bound(call, kernel.parameters))
     spread = {name for one in call.keywords if one.arg is None for name in _keys(one.value, scope)}
     divisors = {name for place in places for name in _divisors(place)}
@@ -94,7 +116,7 @@ def _launch(call: ast.Call, kernel: Kernel, scope: _Scope, helpers: Mapping[str,
 
 def _keys(mapping: ast.expr, scope: _Scope) -> Iterator[str]:
     """Yield the literal keys of a dictionary, also of one that a function assigned to a name."""
-    for node in [mapping, *(scope.values.get(mapping.id, []) if isinstance(mapping, ast.Name) else [])]:
+    for node in [mapping, *(scope.values(mapping.id, mapping) if isinstance(mapping, ast.Name) else [])]:
         for key in node.keys if isinstance(node, ast.Dict) else []:
             if isinstance(key, ast.Constant) and isinstance(key.value, str):
                 yield key.value
@@ -137,14 +159,44 @@ def _grid(grid: ast.expr, scope: _Scope, helpers: Mapping[str, _Scope]) -> Grid:
             continue
         elif isinstance(node, ast.Call) and name in helpers:
             pending += [(value, helpers[name], of_meta) for value in helpers[name].returned]
-        elif isinstance(node, ast.Name) and node.id in inside.values:
-            pending += [(value, inside, of_meta) for value in inside.values[node.id]]
+        elif values := inside.values(name, grid if inside is scope else None):
+            pending += [(value, inside, of_meta) for value in values]
         else:
             found.append(Grid(None, of_meta))
         seen |= {(inside.function.name, name)} if name else set()
     ranks = {each.rank for each in found}
     of_meta = bool(found) and all(each.of_meta for each in found)
     return Grid(ranks.pop() if len(ranks) == 1 else None, of_meta)
+
+
+def _defined(node: ast.stmt) -> set[str]:
+    """Return the names that a statement gives a value that can be followed."""
+    if isinstance(node, ast.FunctionDef):
+        return {node.name}
+    is_assignment = isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None
+    return assigned(node) if is_assignment else set()
+
+
+def _value(node: ast.stmt) -> ast.AST | None:
+    return node.value if isinstance(node, ast.Assign | ast.AnnAssign) else node
+
+
+def _around(node: ast.AST, at: ast.expr) -> Iterator[tuple[ast.AST, list[ast.stmt]]]:
+    """Yield the statements that hold a place, from the outside, each with those of its block before it."""
+    for block in (value for _, value in ast.iter_fields(node) if isinstance(value, list)):
+        for index, one in enumerate(block):
+            if isinstance(one, ast.stmt | ast.ExceptHandler) and _holds(one, at):
+                yield one, block[:index]
+                yield from _around(one, at)
+
+
+def _holds(node: Placed, other: Placed) -> bool:
+    end = (node.end_lineno or node.lineno, node.end_col_offset or 0)
+    return _start(node) <= _start(other) < end
+
+
+def _start(node: Placed) -> tuple[int, int]:
+    return node.lineno, node.col_offset
 
 
 def _name(node: ast.AST) -> str:

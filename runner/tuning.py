@@ -10,6 +10,7 @@ from runner.lint import Aliases, dotted_name
 
 #: What an autotuner sets beside a kernel's own constants.
 LAUNCH_OPTIONS = frozenset({"num_warps", "num_stages"})
+_CONFIGS = frozenset({"triton.Config", "triton.runtime.Config", "triton.runtime.autotuner.Config"})
 #: Begins the name of settings that cannot be read: `**name`.
 UNREAD = "**"
 #: The value of a setting that is no literal.
@@ -38,7 +39,7 @@ def tuning(function: ast.FunctionDef, known: Definitions, aliases: Aliases) -> T
     for decorator in decorators:
         places = [node for place in _places(decorator, known) for node in ast.walk(place)]
         calls = [node for node in places if isinstance(node, ast.Call)]
-        made = [call for call in calls if dotted_name(call.func, aliases) == "triton.Config"]
+        made = [call for call in calls if dotted_name(call.func, aliases) in _CONFIGS]
         configs = [dict(_settings(call, places)) for call in made]
         names |= {name for config in configs for name in config}
         varied |= {name for name in names if _differs([config.get(name) for config in configs])}
@@ -100,10 +101,14 @@ def _settings(config: ast.Call, places: Sequence[ast.AST]) -> Iterator[Setting]:
             yield keyword.arg, _value(keyword.value)
         elif keyword.arg in (None, "kwargs"):
             yield from _pairs(keyword.value, places)
-    for name, value in zip(("num_warps", "num_stages"), config.args[1:3], strict=False):
-        yield name, _value(value)  # triton.Config({...}, 4, 2)
-    for mapping in config.args[:1]:
-        yield from _pairs(mapping, places)
+    for name, value in zip(("kwargs", "num_warps", "num_stages"), config.args, strict=False):
+        if isinstance(value, ast.Starred):  # what it holds, and whatever stands behind it, may be anything
+            yield _unread(value.value), _UNKNOWN
+            break
+        if name == "kwargs":
+            yield from _pairs(value, places)
+        else:
+            yield name, _value(value)  # triton.Config({...}, 4, 2)
 
 
 def _pairs(mapping: ast.expr, places: Sequence[ast.AST]) -> Iterator[Setting]:
@@ -124,9 +129,13 @@ def _spread(mapping: ast.expr, places: Sequence[ast.AST]) -> Iterator[Setting]:
     for key, value in (item for items in around for item in items):
         found.setdefault(key or "", []).append(_value(value))
     if not found:
-        yield f"{UNREAD}{dotted_name(mapping, {}) or 'settings'}", _UNKNOWN
+        yield _unread(mapping), _UNKNOWN
     for key, values in found.items():
         yield key, _UNKNOWN if _differs(values) else values[0]
+
+
+def _unread(node: ast.expr) -> str:
+    return f"{UNREAD}{dotted_name(node, {}) or 'settings'}"
 
 
 def _items(node: ast.AST) -> list[tuple[str | None, ast.expr]] | None:

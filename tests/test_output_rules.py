@@ -92,6 +92,11 @@ def broken(source: str) -> set[str]:
     return {finding.rule for finding in lint.lint(source, CHECKS) if finding.severity == lint.ERROR}
 
 
+#: A second launch, whose grid takes the name of the first one's.
+AGAIN = "    grid = (x.numel(),)\n    other[grid](x, BLOCK)\n"
+TWO = IMPORTS + KERNEL + OTHER + WRAPPER
+LOOPED = "    for i in range(3):\n" + "".join(f"    {line}\n" for line in AGAIN.splitlines())
+
 BREAKS = {
     "kernel after a wrapper": ("order", IMPORTS + WRAPPER + KERNEL + MODEL),
     "wrapper after the model": ("order", IMPORTS + KERNEL + MODEL + WRAPPER),
@@ -135,6 +140,17 @@ class ModelNew(nn.Module):
     "four dimensions": ("grid-rank", ANSWER.replace("BLOCK), 1)", "BLOCK), 1, 1, 1)")),
     "a computed grid": ("grid-rank", ANSWER.replace("[grid]", "[tuple([1, 2])]")),
     "a grid of some rank": ("grid-rank", ANSWER.replace("[grid]", "[(1, 2) if x.ndim else (1, 2, 3)]")),
+    "a grid of either rank": (
+        "grid-rank",
+        TWO + "    if x.ndim:\n        grid = (1,)\n    other[grid](x, BLOCK)\n" + MODEL,
+    ),
+    "a grid of the turn before": (
+        "grid-rank",
+        TWO
+        + LOOPED.replace("        grid", "        if i:\n            grid")
+        + "        grid = (1, 2)\n"
+        + MODEL,
+    ),
     "a starred grid": ("grid-rank", ANSWER.replace("[grid]", "[(*grid, 1)]")),
     "a launch by another name": ("grid-rank", ANSWER.replace("    kernel[", "    run = kernel\n    run[")),
     "a launch without brackets": ("grid-rank", ANSWER.replace("kernel[grid](", "kernel.run(grid, ")),
@@ -207,6 +223,17 @@ class ModelNew(nn.Module):
             "    return [triton.Config({**sizes}, num_warps=w) for w in (4, 8)]\n" + LAMBDA,
         ),
     ),
+    "blocks and warps in one star": (
+        "tune-one-kind",
+        tuned(
+            "[triton.Config(*each) for each in product((64, 128), (4, 8))]",
+            "[triton.Config({}, w) for w in (4, 8)]",
+        ),
+    ),
+    "blocks and warps by the class's whole name": (
+        "tune-one-kind",
+        tuned("[triton.runtime.Config({'BLOCK': b}, w) for b in (64, 128) for w in (4, 8)]"),
+    ),
     "a tuned tuple": (
         "lambda-grid",
         tuned(wrapper=LAMBDA.replace(f"lambda META: {SIZED}", "(x.numel(), 1)")),
@@ -267,6 +294,15 @@ def test_every_rule_that_refuses_is_broken_once() -> None:
 
 
 HONEST = {
+    "a name for two grids": TWO + AGAIN + MODEL,
+    "a name for two grids in a loop": TWO
+    + LOOPED
+    + "        grid = (1, 2)\n        kernel[grid](x, 3, BLOCK)\n"
+    + MODEL,
+    "a name for two grid functions": TWO
+    + "    def grid(META):\n        return (x.numel(),)\n    other[grid](x, BLOCK)\n"
+    + MODEL,
+    "two grids on one line": TWO + "    grid = (3,); other[grid](x, BLOCK); grid = (1, 2, 3)\n" + MODEL,
     "plain": ANSWER,
     "a docstring": f'"""A technique."""\nfrom __future__ import annotations\n{ANSWER}',
     "from imports": ANSWER.replace("import torch.nn as nn", "from torch import nn"),
