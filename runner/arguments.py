@@ -192,7 +192,11 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=FORMATS, default="table")
     parser.add_argument("--results", type=Path, default=ROOT / "results", metavar="DIR")
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="FILE", help="write all records to one file, for `import`"
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="write all records to one file, for `import`, and none to DIR",
     )
     parser.set_defaults(command="run")
 

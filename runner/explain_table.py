@@ -178,7 +178,7 @@ def _csv(reports: Sequence[Report]) -> str:
     writer.writeheader()
     for row in rows:
         writer.writerow({column: _csv_field(value) for column, value in row.items()})
-    return text.getvalue()
+    return text.getvalue().rstrip("\n")
 
 
 def _csv_field(value: Any) -> Any:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runner import lint, load, record
+from runner import jsonl, lint, load, record
 from runner.judge_process import Judge, JudgeDied
 from runner.plan import Job, Request, suffices
 from runner.schema import Failed, Record, Status, to_json
@@ -55,6 +55,7 @@ def _alone(request: Request) -> AbstractContextManager[None]:
     """Hold what the run writes to; with an output that is all it reads, too."""
     if request.output is None:
         return record.lock_results(request.results, _elsewhere(request))
+    jsonl.require(request.output)
     return record.lock_output(request.output, _elsewhere(request))
 
 

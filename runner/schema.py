@@ -135,6 +135,10 @@ class PopulationError:
     elementwise_budget: float
 
 
+#: The stage of an ERROR that is the problem's own, not the harness's.
+PROBLEM = "problem"
+
+
 @dataclass(frozen=True)
 class Failed:
     """Why a cell has no result. It has no field for times."""

@@ -359,6 +359,7 @@ def test_the_command_takes_up_where_it_was_left(tmp_path: Path) -> None:
     assert said.stderr.startswith("1 of 2 cells are on record as admitted\n[1/1] smoke/groups fp16 admitted")
     assert said.stdout.endswith("1 of 1 cells are admitted\n")
     assert len(admit.read(tmp_path / "kept.jsonl")) == 2
+    assert run(*words, "--shapes", "smoke/padded").stdout == "no cell is left to be admitted\n"
 
 
 @pytest.mark.parametrize(

@@ -297,6 +297,19 @@ def test_a_run_with_an_output_holds_that_and_no_results_folder(
     assert sent.read_bytes() == before
 
 
+@pytest.mark.parametrize("content", [b"import torch\n", b"[1]\n", b"\xff\xfe\n", b"{torn\nmore\n"])
+@pytest.mark.parametrize(
+    "words", [SMOKE, ["compare", "gather_gemm", "phase_gemm", *SMOKE]], ids=["run", "compare"]
+)
+def test_nothing_is_added_to_a_file_of_other_things(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, words: list[str], content: bytes
+) -> None:
+    file = spoil(tmp_path / "kernel.py", content)
+    assert main([*words, "-o", str(file)]) == exits.EXIT_USAGE
+    assert f"error: -o '{file}' holds other than JSON lines: name another file\n" in capsys.readouterr().err
+    assert file.read_bytes() == content
+
+
 def test_an_output_where_nothing_can_be_written(complain: Callable[..., str]) -> None:
     line = complain(3, *SMOKE, "--solution", SOLUTION, "-o", "/proc/x.jsonl")
     assert "cannot write /proc/x.jsonl: No such file" in line

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import resource
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from runner.channel import BadFrame, Call, Frame, Kind, parse
-from runner.contestant import asides
+from runner.contestant import asides, build
 from runner.contestant.sandbox import OPEN_FILES
 from runner.judge import __main__ as judge
 from runner.judge.contestants import _require_plausible, _require_possible
@@ -84,3 +86,21 @@ def test_the_judge_may_send_what_contestants_have_no_room_for() -> None:
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] in (64 * OPEN_FILES, hard)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_an_error_is_told_with_the_line_of_its_cause(tmp_path: Path) -> None:
+    """Triton's interpreter raises at the launch what a line of the kernel raised."""
+    file = tmp_path / "solution.py"
+    file.write_text("def kernel():\n    raise ValueError('odd')\n")
+    inner: dict[str, Any] = {}
+    exec(compile(file.read_text(), file, "exec"), inner)  # noqa: S102 - a foreign file
+
+    def launch() -> None:
+        try:
+            inner["kernel"]()
+        except ValueError as error:
+            raise RuntimeError("launch") from error
+
+    with pytest.raises(RuntimeError) as caught:
+        launch()
+    assert build.story(caught.value) == "RuntimeError: launch (line 2: raise ValueError('odd'))"

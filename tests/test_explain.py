@@ -206,7 +206,9 @@ def test_equal_launches_share_a_line_and_no_object(monkeypatch: pytest.MonkeyPat
         [("", "kernel", "7")],
     ]
     assert [len(one["launches"]) for one in json.loads(render(reports, "json"))] == [81]
-    assert len(list(csv.DictReader(io.StringIO(render(reports, "csv"))))) == 81
+    text = render(reports, "csv")
+    assert len(list(csv.DictReader(io.StringIO(text)))) == 81
+    assert not text.endswith("\n")
 
 
 FOREIGN = Problem("foreign", Path("foreign.py"), "class Model: ...")

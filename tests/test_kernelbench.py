@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from runner import load, plan
+from runner.cli import main
+from runner.commands import exits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,6 +90,37 @@ def test_parameters_that_match_neither_way_are_listed(records: dict[str, dict[st
 
 def test_a_wrong_candidate_is_wrong(records: dict[str, dict[str, Any]]) -> None:
     assert records["wrong"]["status"] == "WRONG"
+
+
+FAULTS = {
+    "random": ("torch.relu(x)", "torch.dropout(x, 0.5, True)", "draws random numbers in forward"),
+    "raises": ("torch.relu(x)", "x @ x", "the problem's Model raises RuntimeError: "),
+    "empty": ("3, 5", "0, 5", "an input or an output without elements"),
+    "imports": ("import torch\n", "import torch, no_such_module\n", "No module named 'no_such_module'"),
+}
+OWN = """import torch
+class Model(torch.nn.Module):
+    def forward(self, x):
+        return torch.relu(x)
+def get_inputs():
+    return [torch.randn(3, 5)]
+def get_init_inputs():
+    return []
+"""
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_problem_that_fails_is_not_the_harnesss_fault(
+    fault: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new, reason = FAULTS[fault]
+    assert old in OWN
+    problem, solution = tmp_path / "1_own.py", tmp_path / "solution.py"
+    problem.write_text(OWN.replace(old, new))
+    solution.write_text(OWN[: OWN.index("def get_inputs")].replace("Model", "ModelNew"))
+    words = ["--problem", str(problem), "--dtype", "fp32", "--math", "fp32", "--device", "cpu"]
+    assert main(["check", str(solution), *words]) == exits.EXIT_USAGE
+    assert reason in capsys.readouterr().out
 
 
 @pytest.mark.skipif("KERNELBENCH_ROOT" not in os.environ, reason="KERNELBENCH_ROOT names no checkout")

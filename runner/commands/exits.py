@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from runner import devices, gpu_lock, judge_process, ncu, pipeline, record
 from runner.load import BadInput
-from runner.schema import HARMLESS, Record, Status
+from runner.schema import HARMLESS, PROBLEM, Record, Status
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_HARNESS, EXIT_DEVICE = range(5)
 #: Errors that are one clear line; any other is a bug.
@@ -29,8 +29,10 @@ def of_error(error: Exception) -> int | None:
 
 
 def of_records(records: Iterable[Record]) -> int:
-    """Return the code of what the judge found: the harness's fault before a solution's."""
-    statuses = {one.status for one in records}
-    if Status.ERROR in statuses:
-        return EXIT_HARNESS
+    """Return the code of what the judge found: the harness's fault before the problem's and a solution's."""
+    found = list(records)
+    statuses = {one.status for one in found}
+    errors = [one.failed for one in found if one.status == Status.ERROR]
+    if errors:
+        return EXIT_USAGE if all(one and one.stage == PROBLEM for one in errors) else EXIT_HARNESS
     return EXIT_DONE if statuses <= set(HARMLESS) else EXIT_FAILED

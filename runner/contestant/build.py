@@ -9,6 +9,7 @@ import sys
 import sysconfig
 import traceback
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -144,9 +145,9 @@ def fault_in_call(error: BaseException) -> Refused:
 
 
 def story(error: BaseException) -> str:
-    """Tell an error in one line, with the line of the foreign file that raised it."""
+    """Tell an error in one line, with the line of the foreign file that raised it or its cause."""
     place = ""
-    for entry in traceback.extract_tb(error.__traceback__):
+    for entry in _frames(error):
         foreign = entry.filename.endswith(".py") and not entry.filename.startswith(_FAMILIAR)
         if foreign and "-packages/" not in entry.filename and entry.line:
             place = f" (line {entry.lineno}: {entry.line.strip()})"
@@ -154,3 +155,13 @@ def story(error: BaseException) -> str:
         place = f" (line {error.lineno})"
     text = str(error).strip() or "no message"
     return f"{type(error).__name__}: {text}{place}"
+
+
+def _frames(error: BaseException) -> Iterator[traceback.FrameSummary]:
+    """Yield the frames of an error, then those of its causes: Triton's interpreter raises from a kernel's."""
+    cause: BaseException | None = error
+    seen: set[int] = set()
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        yield from traceback.extract_tb(cause.__traceback__)
+        cause = cause.__cause__

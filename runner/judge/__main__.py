@@ -26,8 +26,9 @@ from runner.contestant import libc
 from runner.contestant.sandbox import OPEN_FILES
 from runner.judge import ceilings, environment
 from runner.judge.bench import Limits
+from runner.judge.case import ProblemFault
 from runner.judge.referee import Referee, Ruling
-from runner.schema import Cell, Failed, Status, to_json
+from runner.schema import PROBLEM, Cell, Failed, Status, to_json
 
 
 def answer(referee: Referee, request: dict[str, Any]) -> dict[str, Any]:
@@ -45,6 +46,8 @@ def answer(referee: Referee, request: dict[str, Any]) -> dict[str, Any]:
             ruling = referee.compare(problem, (solution, _solution(request["rival"])), cell, entropy)
         else:
             ruling = referee.rule(problem, solution, cell, tuple(request["baselines"]), entropy)
+    except (ProblemFault, load.BadInput) as fault:
+        ruling = Ruling(Failed(Status.ERROR, PROBLEM, str(fault)))
     except torch.OutOfMemoryError as error:
         reason = "the judge ran out of device memory: the plan has room, so others may hold it"
         ruling = Ruling(Failed(Status.ERROR, "judge", reason, str(error)[:500]))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch import nn
 
 from runner import load
 from runner.channel import MAX_OUTPUTS
@@ -23,25 +25,64 @@ SLOT_SHARE = 1 / 20
 DEVICE_RESERVE_BYTES = 6 * 2**30
 
 
+class ProblemFault(Exception):
+    """A problem's own code fails, or its answer cannot be known."""
+
+
+@contextlib.contextmanager
+def _blamed(what: str) -> Iterator[None]:
+    """Have what fails in a block, but for want of memory, be the problem's fault."""
+    try:
+        yield
+    except (ProblemFault, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise ProblemFault(f"the problem's {what} raises {reason}") from error
+
+
+def _watched(reference: nn.Module, device: torch.device) -> nn.Module:
+    """Have a reference raise where it draws random numbers: nobody can know its answer."""
+    before: list[list[bytes]] = []
+
+    def states() -> list[bytes]:
+        of_device = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+        return [state.numpy().tobytes() for state in (torch.get_rng_state(), *of_device)]
+
+    def enter(*_: object) -> None:
+        before.append(states())
+
+    def leave(*_: object) -> None:
+        if before.pop() != states():
+            raise ProblemFault("the problem's Model draws random numbers in forward: its answer is not known")
+
+    reference.register_forward_pre_hook(enter)
+    reference.register_forward_hook(leave)
+    return reference
+
+
 class Case:
     """A cell's private side: layouts, parameters, oracle, masters and snapshots."""
 
     def __init__(self, problem: load.Problem, cell: Cell, device: torch.device, entropy: bytes) -> None:
         self.problem, self.cell, self.device = problem, cell, device
         self.dtype = TORCH_DTYPES[cell.dtype]
-        module = problem.module()
+        with _blamed("module"):
+            module = problem.module()
         self.shape = problem.shape(cell.shape)
         arguments = () if self.shape is None else (self.shape,)
         self.get_inputs: Callable[[], list[Any]] = lambda: list(module.get_inputs(*arguments))
-        self.init = list(module.get_init_inputs(*arguments))
+        with _blamed("get_init_inputs"):
+            self.init = list(module.get_init_inputs(*arguments))
         self.fixed = getattr(module, "PARAMETERS", "fixed") == "fixed"
         self.entropy = entropy
         self.generator = torch.Generator(device)
         self._seeds = random.Random()  # noqa: S311 - seeded by the operating system's entropy, in `begin`
         self.begin(entropy)
         torch.manual_seed(_seed(entropy))
-        model = module.Model(*self.init)
-        with torch.device("meta"):
+        with _blamed("Model"):
+            model = module.Model(*self.init)
+        with _blamed("get_inputs"), torch.device("meta"):
             specimens = self.get_inputs()
         self.inputs = lay_out([(f"input{i}", v) for i, v in enumerate(specimens)], self.dtype)
         self.parameters = lay_out(list(model.state_dict().items()), self.dtype)
@@ -50,8 +91,14 @@ class Case:
             for name, v in model.state_dict().items()
         }
         self.state = state
-        self.oracle = Oracle(lambda: module.Model(*self.init), state, self.dtype, cell.arithmetic)
-        self.expected = self._expected(module, specimens)
+        self.oracle = Oracle(
+            lambda: _watched(module.Model(*self.init), device), state, self.dtype, cell.arithmetic
+        )
+        with _blamed("Model"):
+            self.expected = self._expected(module, specimens)
+        given = [v for v in specimens if isinstance(v, torch.Tensor)]
+        if not all(tensor.numel() for tensor in (*given, *self.expected)):
+            raise ProblemFault("the problem has an input or an output without elements")
         self.output_bytes = sum(-(-y.numel() * y.element_size() // 256) * 256 for y in self.expected)
         self.reached = self._reached(module)
 
