@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from runner import arguments, devices, load, record
+from runner import arguments, devices, jsonl, load, record
 from runner.cli import main
 from runner.commands import exits
 from runner.contestant import libc
@@ -297,7 +297,7 @@ def test_a_run_with_an_output_holds_that_and_no_results_folder(
     assert sent.read_bytes() == before
 
 
-@pytest.mark.parametrize("content", [b"import torch\n", b"[1]\n", b"\xff\xfe\n", b"{torn\nmore\n"])
+@pytest.mark.parametrize("content", [b"import torch\n", b"[1]\n", b"\xff\xfe\n", b"{\n}\n"])
 @pytest.mark.parametrize(
     "words", [SMOKE, ["compare", "gather_gemm", "phase_gemm", *SMOKE]], ids=["run", "compare"]
 )
@@ -308,6 +308,13 @@ def test_nothing_is_added_to_a_file_of_other_things(
     assert main([*words, "-o", str(file)]) == exits.EXIT_USAGE
     assert f"error: -o '{file}' holds other than JSON lines: name another file\n" in capsys.readouterr().err
     assert file.read_bytes() == content
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b'{"torn', b'{"torn\n{"schema": 1}\n'])
+def test_a_file_that_a_run_left_is_gone_on_with(tmp_path: Path, content: bytes) -> None:
+    file = spoil(tmp_path / "sent.jsonl", content)
+    jsonl.append(file, [{"a": 1}])
+    assert file.read_bytes() == content + b'{"a": 1}\n'
 
 
 def test_an_output_where_nothing_can_be_written(complain: Callable[..., str]) -> None:
