@@ -211,8 +211,6 @@ def render(found: Sequence[Admission], fmt: str) -> str:
     """Show one row a cell, those not admitted first and with reasons; then what was not applicable."""
     if fmt == "json":
         return json.dumps([{**to_json(one), "verdict": one.verdict} for one in found], indent=1)
-    if not found:
-        return "no cell is left to be admitted"
     from tabulate import tabulate  # noqa: PLC0415 - `--help` need not pay
 
     ordered = sorted(found, key=lambda one: one.admitted)

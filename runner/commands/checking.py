@@ -150,7 +150,10 @@ def admit_problem(options: argparse.Namespace) -> int:
             print(f"[{len(found)}/{len(cells)}] {place} {one.verdict}", file=sys.stderr)
     except JudgeDied as error:
         death = error
-    print(admit.render(found, options.format))
+    if cells or options.format == "json":
+        print(admit.render(found, options.format))
+    else:
+        print("no cell is left to be admitted")
     if death is not None:
         left = cells[len(found)]
         place = f"{left.sweep}/{left.label} {left.arithmetic}"
