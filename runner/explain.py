@@ -45,8 +45,9 @@ def explain(
 
     What stops a solution is the `error` of its report, and a cell that it does not declare is `skipped`.
     A kernel that does not compile for the card, or does not fit it, is among the `findings` of its
-    launch. `timeout_s` is for one cell on one card. Where one of the `records` is of the same files, cell
-    and card, each configuration of an autotuned launch says whether it `ran` there.
+    launch, and among the report's `stops` where no configuration is left. `timeout_s` is for one cell on
+    one card. Where one of the `records` is of the same files, cell and card, each configuration of an
+    autotuned launch says whether it `ran` there.
     """
     seen = {
         (one.problem_digest, one.solution_digest, one.cell.key, one.card): one
@@ -91,6 +92,7 @@ def _report(
         "memory_bytes": forward.memory_bytes,
         "fits_memory": forward.memory_bytes <= card.memory_bytes,
         "operators": forward.operators,
+        "stops": stops(forward, card),
         "launches": [
             _launch(made, card, place, made.tile_loop or strides_by_while(solution.source, made))
             | {"ran": _ran(made, ran, forward.triton)}
@@ -181,7 +183,7 @@ def _notes(solution: Solution, work: Report) -> Iterator[str]:
 def _launch(made: Compiled, card: Card, place: dict[str, str], tile_loop: bool) -> Report:
     """Place one launch on a card."""
     facts: Report = to_json(made) | {"programs": math.prod(made.grid)}
-    occupied = launch_occupancy(made.launch, card) if made.launch else None
+    occupied = _occupancy(made, card)
     if occupied is not None:
         persistent = tile_loop and 0 < occupied.programs <= occupied.programs_per_sm * card.sms
         facts |= {
@@ -195,8 +197,22 @@ def _launch(made: Compiled, card: Card, place: dict[str, str], tile_loop: bool) 
             "eta_sm": None if persistent else occupied.eta_sm,
             "persistent": persistent,
         }
-    findings = list(_findings(made, occupied, card))
+    findings = [*_obstacles(made, occupied, card), *_oddities(made, occupied)]
     return facts | {"measured": measured(made, place), "findings": findings}
+
+
+def stops(forward: Forward, card: Card) -> list[str]:
+    """Return what keeps a forward from running on a card: of a launch, what stops every configuration."""
+    if forward.error:
+        return [forward.error]
+    found = [(made, list(_obstacles(made, _occupancy(made, card), card))) for made in forward.launches]
+    able = {made.call for made, why in found if not why}
+    told = [f"{made.kernel}: {text}" for made, why in found if made.call not in able for text in why]
+    return list(dict.fromkeys(told))
+
+
+def _occupancy(made: Compiled, card: Card) -> Occupancy | None:
+    return launch_occupancy(made.launch, card) if made.launch else None
 
 
 def strides_by_while(source: str, made: Compiled) -> bool:
@@ -236,23 +252,30 @@ def _names(*nodes: ast.AST) -> set[str]:
     return {inner.id for node in nodes for inner in ast.walk(node) if isinstance(inner, ast.Name)}
 
 
-def _findings(made: Compiled, occupied: Occupancy | None, card: Card) -> Iterator[str]:
+def _obstacles(made: Compiled, occupied: Occupancy | None, card: Card) -> Iterator[str]:
+    """Yield why a card cannot take a launch; `occupied` is None where there is no binary."""
     if made.error:
         yield f"cannot be compiled: {made.error}"
     for axis, size, limit in zip("xyz", made.grid, MAX_GRID, strict=True):
         if size > limit:
             yield f"does not fit: {size} programs along {axis}, at most {limit}"
-        if occupied is not None and size > 1 and axis not in made.program_ids:
-            yield f"never asks for the program id along {axis}, where the grid has {size}"
     if occupied is None:
         return
-    if not occupied.programs:
-        yield "an empty grid"
     if occupied.limits["shared"] == 0:
         limit = card.shared_bytes_per_program
         yield f"does not fit: {made.shared_bytes} bytes of shared memory, at most {limit}"
     elif occupied.programs_per_sm == 0:
         yield f"does not fit: no room for one program ({', '.join(occupied.limiters)})"
+
+
+def _oddities(made: Compiled, occupied: Occupancy | None) -> Iterator[str]:
+    if occupied is None:
+        return
+    for axis, size in zip("xyz", made.grid, strict=True):
+        if size > 1 and axis not in made.program_ids:
+            yield f"never asks for the program id along {axis}, where the grid has {size}"
+    if not occupied.programs:
+        yield "an empty grid"
     if (made.num_ctas or 1) > 1:
         yield f"clusters of {made.num_ctas}, which the occupancy does not model"
 

@@ -52,7 +52,7 @@ def _group(reports: list[Report], fmt: str) -> str:
     tables[1] = _without_empty(tables[1])
     told = [text for one in reports for text in one["notes"]]
     told += [text for one in reports for text in _remarks(one)]
-    remarks = "\n".join(f"- {_printable(text)}" for text in dict.fromkeys(told))
+    remarks = "\n".join(f"- {printable(text)}" for text in dict.fromkeys(told))
     return "\n\n".join([title, *(_tabulate(lines, fmt) for lines in tables if lines), remarks]).rstrip()
 
 
@@ -149,7 +149,7 @@ def _text(value: float | None, form: str = "") -> str:
     return ABSENT if value is None else format(value, form)
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Disarm what a solution wrote: no line breaks or terminal codes, no flood."""
     return "".join(char if char.isprintable() else "?" for char in text[:TEXT_CHARS])
 
@@ -157,7 +157,7 @@ def _printable(text: str) -> str:
 def _tabulate(lines: list[Line], fmt: str) -> str:
     from tabulate import tabulate  # noqa: PLC0415 -- 38 ms that `--help` need not pay
 
-    lines = [{column: _printable(text) for column, text in line.items()} for line in lines]
+    lines = [{column: printable(text) for column, text in line.items()} for line in lines]
     if fmt == "github":
         escapes = str.maketrans({"|": r"\|", "<": "&lt;"})
         lines = [{column: text.translate(escapes) for column, text in line.items()} for line in lines]
@@ -184,4 +184,4 @@ def _csv(reports: Sequence[Report]) -> str:
 def _csv_field(value: Any) -> Any:
     if isinstance(value, (list, dict, tuple)):
         return json.dumps(value)
-    return ABSENT if value is None else _printable(value) if isinstance(value, str) else value
+    return ABSENT if value is None else printable(value) if isinstance(value, str) else value

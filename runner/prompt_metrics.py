@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from runner import explain, explain_table
 from runner.cards import card_names, counter_names, load_card
 from runner.load import BadInput, Problem, Solution, read_source
 from runner.retarget import retarget
@@ -119,14 +120,16 @@ def section(
     absent = _without(names, profile.kernels if profile else {})
     wanted = [name for name in absent if name in PREDICTABLE]
     cell = cells[0]
-    predicted = (
-        _only(wanted, predict(problem, solution, cell, card, predict_s)) if wanted and predict_s else {}
-    )
+    kernels, stops = predict(problem, solution, cell, card, predict_s) if wanted and predict_s else ({}, [])
+    predicted = _only(wanted, kernels)
     lines = []
     if profile:
         lines = [_origin(profile, solution, cells), json.dumps(profile.kernels, indent=2)]
+    place = f"{cell.sweep}/{cell.label} in {cell.arithmetic}"
+    if stops:
+        lines.append(f"Compiled for the {card.title}, this code stops in {place}:")
+        lines += [f"- {explain_table.printable(text)}" for text in stops]
     if predicted:
-        place = f"{cell.sweep}/{cell.label} in {cell.arithmetic}"
         lines.append(f"Predicted for {place} by compiling for the {card.title}, not measured:")
         lines.append(json.dumps(predicted, indent=2))
     return "\n".join([*lines, *(f"{name}: not measured" for name in _without(absent, predicted))])
@@ -150,8 +153,10 @@ def _origin(profile: Profile, solution: Solution, cells: Sequence[Cell]) -> str:
     return f"Measured: {'; '.join([', '.join(told), *unknown] if told else unknown)}."
 
 
-def predict(problem: Problem, solution: Solution, cell: Cell, card: Card, timeout_s: float) -> Kernels:
-    """Compile a solution for a card and return what is `PREDICTABLE` of each kernel's largest launch.
+def predict(
+    problem: Problem, solution: Solution, cell: Cell, card: Card, timeout_s: float
+) -> tuple[Kernels, list[str]]:
+    """Compile for a card; return what is `PREDICTABLE` of each kernel's largest launch, and what stops it.
 
     Autotuned launches are left out, since which configuration wins is not known, and what does not compile.
     """
@@ -164,7 +169,7 @@ def predict(problem: Problem, solution: Solution, cell: Cell, card: Card, timeou
             limit = occupied.limits["registers"]
             numbers = (occupied.programs, launch.registers, launch.shared_bytes, limit)
             kernels[launch.kernel] = dict(zip(PREDICTABLE, numbers, strict=True))
-    return kernels
+    return kernels, explain.stops(forward, card)
 
 
 def _without(names: Sequence[str], kernels: Kernels) -> list[str]:

@@ -182,6 +182,23 @@ def test_what_is_wrong_with_a_launch_is_said(
         assert finding.split(",", 1)[0] in render([report], fmt)
 
 
+@pytest.mark.parametrize(
+    ("launches", "code"),
+    [
+        ((FITTING, changed(call=1, shared_bytes=101_377)), exits.EXIT_FAILED),
+        ((changed(registers=None, num_warps=None, error="no"),), exits.EXIT_FAILED),
+        ((changed(choices=2), changed(choices=2, choice=2, shared_bytes=101_377)), exits.EXIT_DONE),
+        ((changed(grid=(0, 1, 1)),), exits.EXIT_DONE),
+    ],
+)
+def test_a_launch_that_no_configuration_makes_possible_is_a_failure(
+    monkeypatch: pytest.MonkeyPatch, launches: tuple[Compiled, ...], code: int
+) -> None:
+    monkeypatch.setattr(explain, "retarget", lambda *_: [Forward(0, 0, "3.9.0", launches)])
+    words = ["--problem", "convtranspose2d", "--solution", "gather_gemm", "--shapes", "81", "--math", "tf32"]
+    assert cli.main(["explain", *words]) == code
+
+
 def test_an_error_keeps_the_compilers_version(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(explain, "retarget", lambda *_: [Forward(0, 0, "3.9.0", error="no")])
     (report,) = explain.explain(PROBLEM, [GATHER], [cell("kernelbench", "57")], [RTX4090], 1.0)

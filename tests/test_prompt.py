@@ -20,6 +20,7 @@ from runner.cards import card_names, load_card
 from runner.commands import exits
 from runner.guidance import guidance
 from runner.output_rules import OUTPUT_RULES
+from runner.retarget import Compiled, Forward
 from runner.schema import PROTOCOL, SCHEMA, Cell, Checked, Failed, Record, Status
 
 ROOT = Path(__file__).parents[1]
@@ -253,12 +254,33 @@ def test_what_was_not_measured_is_predicted_where_compiling_tells_it(profile: Pa
     ]
 
 
-def test_what_does_not_run_is_not_predicted(tmp_path: Path) -> None:
+def test_what_does_not_run_is_not_predicted_but_said(tmp_path: Path) -> None:
     file = tmp_path / "broken.py"
     file.write_text("class ModelNew:\n    def __init__(self, *_):\n        raise RuntimeError\n")
     problem = load.find_problem("convtranspose2d")
     solution = load.find_solution(str(file), problem.name)
-    assert prompt_metrics.predict(problem, solution, CELL, load_card("rtx4090"), 60) == {}
+    kernels, stops = prompt_metrics.predict(problem, solution, CELL, load_card("rtx4090"), 60)
+    assert (kernels, [text.split()[0] for text in stops]) == ({}, ["RuntimeError:"])
+
+
+def test_a_launch_that_the_card_cannot_take_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an autotuned launch one configuration that fits is enough."""
+    made = Compiled(0, "kernel", (128, 1, 1), "", 1, 1, {}, 4, 2, 1, 64, 0, 10**6, "x", "64x64", "tf32")
+    wide = replace(made, call=1, kernel="wide", grid=(1, 1, 65_536), program_ids="xz", shared_bytes=0)
+    tuned = [replace(made, call=2, kernel="tuned", choice=n, choices=2) for n in (1, 2)]
+    tuned[1] = replace(tuned[1], shared_bytes=1024)
+    forward = Forward(0, 0, "3.9.0", (made, wide, *tuned))
+    monkeypatch.setattr(prompt_metrics, "retarget", lambda *_: [forward])
+    problem = load.find_problem("convtranspose2d")
+    solution = load.find_solution("gather_gemm", problem.name)
+    card, stage = load_card("rtx4090"), stages.load_stage("grid")
+    told = prompt_metrics.section(stage, None, problem, solution, [CELL], card, 60)
+    mark = "Compiled for the GeForce RTX 4090, this code stops in kernelbench/81 in tf32:\n"
+    assert told.partition(mark)[2].splitlines()[:3] == [
+        "- kernel: does not fit: 1000000 bytes of shared memory, at most 101376",
+        "- wide: does not fit: 65536 programs along z, at most 65535",
+        "Predicted for kernelbench/81 in tf32 by compiling for the GeForce RTX 4090, not measured:",
+    ]
 
 
 def a_failure(place: str, reason: str, detail: str = "", **changes: object) -> Record:
@@ -483,9 +505,9 @@ def test_the_page_speaks_of_the_arithmetic_that_is_asked_for(
 
 
 def test_a_prediction_is_of_the_arithmetic_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    def predict(*of: object) -> dict[str, dict[str, float]]:
+    def predict(*of: object) -> tuple[prompt_metrics.Kernels, list[str]]:
         asked.append(of[2])
-        return {}
+        return {}, []
 
     asked: list[object] = []
     monkeypatch.setattr(prompt_metrics, "predict", predict)

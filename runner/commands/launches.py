@@ -36,7 +36,9 @@ def explain_launches(options: argparse.Namespace) -> int:
     records = [one for file in files for one in record.read(file)[0]]
     reports = explain.explain(problem, solutions, cells, targets, options.timeout, records)
     print(explain_table.render(reports, options.format))
-    return exits.EXIT_FAILED if any("error" in report for report in reports) else exits.EXIT_DONE
+    return (
+        exits.EXIT_FAILED if any(one.get("error") or one.get("stops") for one in reports) else exits.EXIT_DONE
+    )
 
 
 def profile_launches(options: argparse.Namespace) -> int:
