@@ -23,6 +23,9 @@ for k in range(0, K, BLOCK_K):
 
 Transposed: a tap reaches an output where (output + padding - tap * dilation) is a multiple of the stride.
 Outputs of one phase, their position modulo the stride, share their taps: a GEMM per phase has no zeros.
+
+Grouped: a GEMM per group, over IC / groups channels. Depthwise, with one channel a group, there is nothing to
+multiply as matrices: sum on CUDA cores, and use each loaded patch of the input for several outputs.
 """
 #: A name of torch's layers, as a regular expression -> what to say.
 GUIDANCE = {r"Conv(Transpose)?[123]d": _CONVOLUTION}
