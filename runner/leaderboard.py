@@ -103,6 +103,19 @@ class Board:
         """How many cells are to be covered."""
         return sum(self.sweeps.values())
 
+    @property
+    def superseded(self) -> Counter[str]:
+        """How many texts each solution had before the one on this board; no reader is helped by them."""
+        current = {entry.solution for _, entry in self.ranked if not entry.stale}
+        names = (entry.solution for _, entry in self.ranked if entry.stale)
+        return Counter(name for name in names if name in current)
+
+    @property
+    def listed(self) -> tuple[tuple[int | None, Entry], ...]:
+        """What a reader is shown: a stale entry only of a solution that has no other here."""
+        known = self.superseded
+        return tuple((n, entry) for n, entry in self.ranked if not (entry.stale and entry.solution in known))
+
 
 def read(results: Path, root: Path = load.ROOT) -> tuple[list[Board], list[str]]:
     """Rank what `results` holds of GPUs against the files under `root`.

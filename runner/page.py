@@ -132,10 +132,11 @@ def _link(index: int, board: Board) -> str:
 
 def _section(index: int, board: Board, data: Facts, sources: Sources) -> str:
     title = f"{board.problem} on {board.card}, protocol {board.protocol}, {board.arithmetic}"
-    facts = json.loads(standings.show([board], "json"))
+    facts, listed = json.loads(standings.show([board], "json")), board.listed
     lines = [
         _line(place, entry, row, "" if entry.stale else _anchor(sources, board.problem, entry.solution))
         for (place, entry), row in zip(board.ranked, facts, strict=True)
+        if (place, entry) in listed
     ]
     caption = f"The best first; {board.cells} cells, {_card(board)}"
     heading = f'<h2 id="board-{index}">{safe(title)}</h2>'

@@ -46,7 +46,7 @@ def show(boards: Sequence[Board], fmt: str = "table", by: str | None = None) -> 
         return _join(_by_dtype(boards) if by == "dtype" else summary.tables(boards), fmt)
     lines = _shape_lines if by == "shape" else _lines
     tables = {_title(board): lines(board) for board in boards}
-    notes = {} if by else {_title(board): _gap_notes(board) for board in boards}
+    notes = {} if by else {_title(board): [*_gap_notes(board), *_past_notes(board)] for board in boards}
     return _join(tables, fmt, notes)
 
 
@@ -116,7 +116,7 @@ def _title(board: Board) -> str:
 
 
 def _lines(board: Board) -> list[Line]:
-    return [_line(place, entry, board.cells) for place, entry in board.ranked]
+    return [_line(place, entry, board.cells) for place, entry in board.listed]
 
 
 def _line(place: int | None, entry: Entry, cells: int) -> Line:
@@ -261,6 +261,12 @@ def _gap_notes(board: Board) -> list[str]:
             more = f" and {len(named) - NAMED_GAPS} more" if len(named) > NAMED_GAPS else ""
             notes.append(f"{entry.solution} has no rank: {', '.join(named[:NAMED_GAPS])}{more}")
     return notes
+
+
+def _past_notes(board: Board) -> list[str]:
+    counts = board.superseded
+    told = (f"{count} of {name}" for name, count in sorted(counts.items()))
+    return [f"Texts before these, on record too: {', '.join(told)}"] if counts else []
 
 
 def _mean(entry: Entry) -> str:

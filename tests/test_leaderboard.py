@@ -323,6 +323,11 @@ def test_an_older_protocol_is_stale_and_a_new_text_has_its_own_entry(root: Path)
     now = [made(root, "quick", p, 2.0) for p in PLACES]
     found = boards(root, [*before, *now])[0]
     assert ranks(found) == [(1, "quick", ""), (None, "quick", "stale, its file has changed")]
+    table = standings.show([found], "table")
+    assert "stale" not in table
+    assert table.endswith("\n\nTexts before these, on record too: 1 of quick")
+    rows = json.loads(standings.show([found], "json"))
+    assert [row["unranked"] for row in rows] == ["", "stale, its file has changed"]
 
 
 def compared(*speedups: float, spread: float = 1.001) -> dict[str, Comparison]:

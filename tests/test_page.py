@@ -228,7 +228,10 @@ def test_the_policy_allows_this_style_and_this_script_alone(root: Path) -> None:
 
 
 def test_the_tables_are_those_of_the_command_line(root: Path) -> None:
+    """Texts that a solution had before have a line in neither."""
+    keep(root, made(root, "quick", next(iter(SIZES)), 9.0, solution_digest="0" * 64))
     boards = boards_of(root)
+    assert [board.superseded["quick"] for board in boards] == [0, 1]
     shown = Document(rendered(root)).tables[::2]
     assert len(shown) == len(boards) == 2
     for board, table in zip(boards, shown, strict=True):
