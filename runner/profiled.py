@@ -21,7 +21,14 @@ from torch.cuda import nvtx
 
 from runner.channel import Frame
 from runner.contestant import witness
-from runner.contestant.build import TORCH_DTYPES, Refused, construct, load_parameters, story
+from runner.contestant.build import (
+    TORCH_DTYPES,
+    Refused,
+    construct,
+    load_parameters,
+    preparation,
+    story,
+)
 from runner.load import Problem
 from runner.ncu import RANGE, cell_range
 
@@ -99,8 +106,9 @@ def _placed(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
 def call(model: Any, inputs: list[Any], label: str, *, prepares: bool) -> list[dict[str, Any]]:
     """Warm a model up, call it once in a range of its own within `RANGE`; returns the launches of a call."""
     with torch.inference_mode():
-        if prepares and callable(getattr(model, "prepare", None)):
-            model.prepare()
+        prepare = preparation(model) if prepares else None
+        if prepare is not None:
+            prepare()
         for _ in range(WARM_UP_CALLS - 1):
             model(*inputs)
         with witness.launches() as seen:

@@ -17,7 +17,8 @@ from runner import load
 from runner.contestant.emulate import truncate_to_tf32
 from runner.judge import check
 from runner.judge.case import Case
-from runner.judge.oracle import Oracle, outputs_of
+from runner.judge.oracle import Oracle
+from runner.judge.reference import outputs_of
 from runner.schema import Cell, PopulationError
 
 if TYPE_CHECKING:

@@ -109,7 +109,8 @@ def test_a_budget_comes_from_the_larger_of_two_errors() -> None:
         (none, (four, none), 4.0, 4.0),
         (none, (none, four, none), 4.0, 4.0),
         (none, (none, one, four, two), 4.0, 4.0),
-        (none, (none,), FLOOR, FLOOR),
+        # the least, where nothing is perturbed
+        (none, (none,), 4e-6 * LEVEL, 1e-6 * LEVEL),
     ):
         found = budget(judged(none, own, drawn))
         assert found.normwise_budget == near(2.625 * norm / (4 * LEVEL))
@@ -184,7 +185,7 @@ def test_what_is_flushed_is_granted_where_it_is_flushed() -> None:
         truth = at(9, small, small, small, small) + at(9, 0, 0, 0, 0, 1, 1, 1, 1, 1)
         found = budget(judged(at(9), truth=truth, dtype=torch.float16))
         size = float(truth.norm())
-        norm, peak = (2 * granted * HALF_FLOOR + FLOOR, granted * HALF_FLOOR + FLOOR)
+        norm, peak = (2 * granted * HALF_FLOOR + 1e-6 * size, granted * HALF_FLOOR + 1e-6)
         assert found.normwise_budget == near(3 * norm / size)
         assert found.elementwise_budget == near(4 * peak / (size / 3))
     # beside what the reference loses
@@ -285,7 +286,7 @@ def test_classes_of_numbers_are_compared_by_position() -> None:
 def test_a_class_error_that_is_no_number_grants_nothing() -> None:
     for bad in (math.nan, math.inf, -math.inf):
         found = budget(judged(at(16), 0.0, (at(16, bad),)))
-        assert found.elementwise_budget == near(4 * FLOOR / LEVEL)
+        assert found.elementwise_budget == near(4e-6)
 
 
 def test_whole_numbers_are_equal_or_wrong() -> None:
@@ -293,6 +294,13 @@ def test_whole_numbers_are_equal_or_wrong() -> None:
     oracle = Told([truth], [truth], [[truth * 0]])
     assert not hold(oracle, [truth.clone()]).wrong
     assert hold(oracle, [torch.tensor([1, 2, 9])]).wrong == "values: 9 instead of 3 at [2]"
+    # or what the reference says in the cell's own arithmetic, as of the largest of near ones
+    oracle = Told([truth], [torch.tensor([1, 7, 3])], [[truth * 0]])
+    assert not hold(oracle, [torch.tensor([1, 7, 3])]).wrong
+    assert hold(oracle, [torch.tensor([7, 2, 3])]).wrong == "values: 7 instead of 1 at [0]"
+    # truth values, too
+    truth = torch.tensor([True, False])
+    assert hold(Told([truth], None, [[truth.double()]]), [~truth]).wrong
 
 
 def test_the_first_wrong_output_is_told() -> None:

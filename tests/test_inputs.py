@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from runner import load
 from runner.contestant import build
-from runner.judge.case import Case, encode
+from runner.judge.case import Case, encoded
 from runner.judge.inputs import ALIGN, SCALES, TORCH_DTYPES, Item, draw_mixture, lay_out
+from runner.judge.reference import ProblemFault
 from runner.schema import Cell
 
 if TYPE_CHECKING:
@@ -197,14 +198,14 @@ def test_a_foreign_problem_draws_by_its_own_generator() -> None:
 
 @pytest.mark.parametrize("value", [3, 0.5, True, None, "same", (1, 2), [3, (1, 2)], [[], ()]])
 def test_constructor_arguments_survive_the_job(value: Any) -> None:
-    decoded = build.decode(encode(value))
+    decoded = build.decode(encoded("get_inputs", value))
     assert decoded == value
     assert type(decoded) is type(value)
 
 
 def test_other_constructor_arguments_are_named() -> None:
-    with pytest.raises(TypeError, match="get_init_inputs holds a Tensor"):
-        encode([torch.zeros(1)])
+    with pytest.raises(ProblemFault, match="get_init_inputs holds a Tensor"):
+        encoded("get_init_inputs", [torch.zeros(1)])
 
 
 def test_an_item_knows_its_bytes() -> None:

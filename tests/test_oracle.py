@@ -13,7 +13,8 @@ from torch import nn
 
 from runner import load
 from runner.judge.inputs import TORCH_DTYPES
-from runner.judge.oracle import Oracle, outputs_of
+from runner.judge.oracle import Oracle
+from runner.judge.reference import outputs_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import mmap
 import os
@@ -9,13 +10,14 @@ import sys
 import sysconfig
 import traceback
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from runner import models
 from runner.channel import Fault
 
 TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -48,7 +50,7 @@ def construct(
         model = _instance(entry, decode(job["init"]))
         if not isinstance(model, nn.Module):
             raise Refused(Fault.BUILD, f"{job['entry']} is not a torch.nn.Module: derive it from one")
-        return model.to(device, TORCH_DTYPES[job["dtype"]]).eval()
+        return models.settle(model, device, TORCH_DTYPES[job["dtype"]])
     except Refused:
         raise
     except (MemoryError, torch.OutOfMemoryError) as error:
@@ -59,13 +61,27 @@ def construct(
 
 def _instance(entry: Any, init: list[Any]) -> Any:
     try:
-        return entry(*init)
+        return models.construct(entry, init)
     except TypeError as error:
-        if error.__traceback__ is None or error.__traceback__.tb_next is not None:
+        if len(traceback.extract_tb(error.__traceback__)) > len(("here", "models.construct")):
             raise  # from within the constructor
         raise Refused(
             Fault.BUILD, f"{error}: it has to take the {len(init)} values of the problem's get_init_inputs()"
         ) from error
+
+
+def preparation(model: nn.Module) -> Callable[[], Any] | None:
+    """Return a model's `prepare`, if that is what is called once: a candidate's own may want arguments."""
+    prepare: Callable[[], Any] | None = getattr(model, "prepare", None)
+    if prepare is None or not callable(prepare):
+        return None
+    try:
+        inspect.signature(prepare).bind()
+    except TypeError:
+        return None
+    except ValueError:  # of what has no signature
+        pass
+    return prepare
 
 
 def execute(source: str, name: str, scratch: Path) -> types.ModuleType:
@@ -75,7 +91,8 @@ def execute(source: str, name: str, scratch: Path) -> types.ModuleType:
     module = types.ModuleType(name)
     module.__file__ = str(path)
     sys.modules[name] = module
-    exec(compile(source, str(path), "exec"), module.__dict__)  # noqa: S102 - the purpose of this process
+    code = compile(source, str(path), "exec", dont_inherit=True)
+    exec(code, module.__dict__)  # noqa: S102 - the purpose of this process
     return module
 
 

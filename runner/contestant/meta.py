@@ -27,8 +27,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from runner.contestant import capture, libc, sandbox
-from runner.contestant.build import TORCH_DTYPES, Refused, construct, story
+from runner.contestant.build import TORCH_DTYPES, Refused, construct, preparation, story
 from runner.contestant.pretence import Pretence, pretend
+from runner.models import settle
 
 #: A cell's job, as `construct` takes it, and its inputs.
 Job = tuple[dict[str, Any], list[Any]]
@@ -101,8 +102,9 @@ def observe(
         placed = [_input(item, TORCH_DTYPES[job["dtype"]]) for item in inputs]
         tensors = [value for value in placed if isinstance(value, torch.Tensor)]
         with capture.calls(), Tally([*tensors, *model.state_dict().values()]) as first:
-            if job["prepare"] and callable(getattr(model, "prepare", None)):
-                model.prepare()
+            prepare = preparation(model) if job["prepare"] else None
+            if prepare is not None:
+                prepare()
             model(*placed)
         with capture.calls() as second, Tally([]):
             model(*placed)
@@ -150,7 +152,7 @@ def traffic_bytes(model: type[nn.Module], init: list[Any], inputs: list[Any], dt
     placed = [_input(item, dtype) for item in inputs]
     try:
         with torch.device("meta"), torch.no_grad():
-            reference = model(*init).to("meta", dtype).eval()
+            reference = settle(model(*init), torch.device("meta"), dtype)
             outputs = reference(*placed)
     except Exception:  # noqa: BLE001 - a problem's code, which may raise anything
         return 0

@@ -34,12 +34,15 @@ from runner.contestant.build import (
     execute,
     fault_in_call,
     load_parameters,
+    preparation,
     read_job,
     set_arithmetic,
     story,
     view,
 )
 from runner.contestant.memory import DeviceMemory, HostMemory
+from runner.models import construct as constructed
+from runner.models import settle
 
 
 @dataclass
@@ -132,10 +135,18 @@ class Contestant:
             start = slot * job["slot_bytes"]
             self.slots.append(
                 [
-                    item["value"] if "value" in item else view(self.blocks[1], start + item["offset"], item)
+                    decode(item["value"])
+                    if "value" in item
+                    else view(self.blocks[1], start + item["offset"], item)
                     for item in job["inputs"]
                 ]
             )
+
+    def _argument(self, start: int, item: dict[str, Any]) -> Any:
+        """View an input that is a tensor in the slot at this byte; another is in the job itself."""
+        if "value" in item:
+            return decode(item["value"])
+        return view(self.blocks[1], start + item["offset"], item)
 
     def restrict(self, sms: int) -> None:
         """Have all calls run in a stream of a green context, which has that many SMs; 0 for the whole GPU."""
@@ -158,8 +169,8 @@ class Contestant:
         given = {p["name"]: view(self.blocks[0], p["offset"], p) for p in job["parameters"]}
         load_parameters(model, given)
         took_ns = -1
-        prepare = getattr(model, "prepare", None)
-        if job["prepare"] and callable(prepare):
+        prepare = preparation(model)
+        if job["prepare"] and prepare is not None:
             start = time.perf_counter_ns()
             try:
                 with torch.inference_mode():
@@ -175,9 +186,8 @@ class Contestant:
         """Make a baseline's seat: its own copy of the model under its own policy."""
         module = import_module(f"runner.baselines.{policy}")
         model = execute(job["source"], f"reference_{policy}", self.scratch)
-        instance = getattr(model, job["entry"])(*decode(job["init"])).to(
-            self.device, TORCH_DTYPES[job["dtype"]]
-        )
+        entry = getattr(model, job["entry"])
+        instance = settle(constructed(entry, decode(job["init"])), self.device, TORCH_DTYPES[job["dtype"]])
         instance.load_state_dict(given.state_dict())
 
         def configure() -> None:
@@ -186,7 +196,7 @@ class Contestant:
             set_arithmetic(job["dtype"], job["math"])
 
         try:
-            forward = module.wrap(instance.eval())
+            forward = module.wrap(instance)
         except Exception as error:  # noqa: BLE001 - a baseline that this problem cannot have fails when it is called
             forward = _Missing(error)
         return Seat(forward, configure)

@@ -26,8 +26,8 @@ from runner.contestant import libc
 from runner.contestant.sandbox import OPEN_FILES
 from runner.judge import ceilings, environment
 from runner.judge.bench import Limits
-from runner.judge.case import ProblemFault
 from runner.judge.referee import Referee, Ruling
+from runner.judge.reference import ProblemFault
 from runner.schema import PROBLEM, Cell, Failed, Status, to_json
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -14,51 +12,23 @@ from torch import nn
 from runner import load
 from runner.channel import MAX_OUTPUTS
 from runner.judge.inputs import SCALES, TORCH_DTYPES, draw_mixture, lay_out
-from runner.judge.oracle import Oracle, outputs_of
+from runner.judge.oracle import Oracle
+from runner.judge.reference import ProblemFault, blamed, outputs_of, watched
+from runner.models import construct, settle
 from runner.schema import Cell
 
 #: At most this many calls make a sample,
 MAX_CALLS = 32
 #: and their slots this share of the device's memory: contestant, baselines and judge hold it several times.
 SLOT_SHARE = 1 / 20
+#: Of each input, so many elements are held against those of the draw before.
+_SAMPLE = 64
+#: Share by which parameters are varied that a constructor sets to one value.
+_VARIED = 0.1
+#: A frame tells of outputs of so many dimensions.
+MAX_DIMENSIONS = 8
 #: Beside inputs and outputs: three CUDA contexts, the oracle's chunks, library workspaces.
 DEVICE_RESERVE_BYTES = 6 * 2**30
-
-
-class ProblemFault(Exception):
-    """A problem's own code fails, or its answer cannot be known."""
-
-
-@contextlib.contextmanager
-def _blamed(what: str) -> Iterator[None]:
-    """Have what fails in a block, but for want of memory, be the problem's fault."""
-    try:
-        yield
-    except (ProblemFault, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise ProblemFault(f"the problem's {what} raises {reason}") from error
-
-
-def _watched(reference: nn.Module, device: torch.device) -> nn.Module:
-    """Have a reference raise where it draws random numbers: nobody can know its answer."""
-    before: list[list[bytes]] = []
-
-    def states() -> list[bytes]:
-        of_device = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
-        return [state.numpy().tobytes() for state in (torch.get_rng_state(), *of_device)]
-
-    def enter(*_: object) -> None:
-        before.append(states())
-
-    def leave(*_: object) -> None:
-        if before.pop() != states():
-            raise ProblemFault("the problem's Model draws random numbers in forward: its answer is not known")
-
-    reference.register_forward_pre_hook(enter)
-    reference.register_forward_hook(leave)
-    return reference
 
 
 class Case:
@@ -67,53 +37,100 @@ class Case:
     def __init__(self, problem: load.Problem, cell: Cell, device: torch.device, entropy: bytes) -> None:
         self.problem, self.cell, self.device = problem, cell, device
         self.dtype = TORCH_DTYPES[cell.dtype]
-        with _blamed("module"):
-            module = problem.module()
+        with blamed("module"):
+            self.module = problem.module()
         self.shape = problem.shape(cell.shape)
-        arguments = () if self.shape is None else (self.shape,)
-        self.get_inputs: Callable[[], list[Any]] = lambda: list(module.get_inputs(*arguments))
-        with _blamed("get_init_inputs"):
-            self.init = list(module.get_init_inputs(*arguments))
-        self.fixed = getattr(module, "PARAMETERS", "fixed") == "fixed"
+        self._arguments = () if self.shape is None else (self.shape,)
+        self.init = self._listed("get_init_inputs")
+        self.encoded = [encoded("get_init_inputs", value) for value in self.init]
+        self.fixed = getattr(self.module, "PARAMETERS", "fixed") == "fixed"
         self.entropy = entropy
         self.generator = torch.Generator(device)
         self._seeds = random.Random()  # noqa: S311 - seeded by the operating system's entropy, in `begin`
         self.begin(entropy)
-        torch.manual_seed(_seed(entropy))
-        with _blamed("Model"):
-            model = module.Model(*self.init)
-        with _blamed("get_inputs"), torch.device("meta"):
-            specimens = self.get_inputs()
+        specimens = self._specimens()
         self.inputs = lay_out([(f"input{i}", v) for i, v in enumerate(specimens)], self.dtype)
-        self.parameters = lay_out(list(model.state_dict().items()), self.dtype)
-        state = {
-            name: v.to(device, self.dtype if v.is_floating_point() else v.dtype)
-            for name, v in model.state_dict().items()
+        torch.manual_seed(_seed(entropy))
+        with blamed("Model"):
+            model = self.module.Model(*self.init)
+            state = model.state_dict()
+            self.parameters = lay_out(list(state.items()), self.dtype)
+        if any(value.is_complex() for value in state.values()):
+            raise ProblemFault(
+                "the problem's Model has complex parameters or buffers: keep two real ones instead"
+            )
+        if problem.foreign:
+            _vary(model)
+        self.state = {
+            name: v.to(device, self.dtype if v.is_floating_point() else v.dtype) for name, v in state.items()
         }
-        self.state = state
         self.oracle = Oracle(
-            lambda: _watched(module.Model(*self.init), device), state, self.dtype, cell.arithmetic
+            lambda: watched(construct(self.module.Model, self.init), device),
+            self.state,
+            self.dtype,
+            cell.arithmetic,
         )
-        with _blamed("Model"):
-            self.expected = self._expected(module, specimens)
+        self.expected = self._expected(specimens)
         given = [v for v in specimens if isinstance(v, torch.Tensor)]
         if not all(tensor.numel() for tensor in (*given, *self.expected)):
             raise ProblemFault("the problem has an input or an output without elements")
-        self.output_bytes = sum(-(-y.numel() * y.element_size() // 256) * 256 for y in self.expected)
-        self.reached = self._reached(module)
+        self.output_bytes = sum(-(-_extent(y) * y.element_size() // 256) * 256 for y in self.expected)
+        self.reached = self._reached()
 
-    def _expected(self, module: Any, specimens: list[Any]) -> list[torch.Tensor]:
-        """The outputs' form, from the reference on meta tensors."""
-        with torch.device("meta"):
-            model = module.Model(*self.init).to(self.dtype)
+    def _listed(self, function: str) -> list[Any]:
+        with blamed(function):
+            values = getattr(self.module, function)(*self._arguments)
+        if not isinstance(values, (list, tuple)):
+            raise ProblemFault(f"the problem's {function} returns a {type(values).__name__}: return a list")
+        return list(values)
+
+    def _specimens(self) -> list[Any]:
+        """Inputs without values: of what cannot be drawn on meta tensors, the form of what can be drawn."""
+        try:
+            with torch.device("meta"):
+                drawn = self._listed("get_inputs")
+        except ProblemFault:
+            with torch.device(self.device):
+                drawn = self._listed("get_inputs")
+        return [v.to("meta") if isinstance(v, torch.Tensor) else v for v in drawn]
+
+    def _expected(self, specimens: list[Any]) -> list[torch.Tensor]:
+        """The outputs' form, from the reference on meta tensors, or where it needs values on a draw."""
         inputs = [
             v.to(self.dtype) if isinstance(v, torch.Tensor) and v.is_floating_point() else v
             for v in specimens
         ]
-        return outputs_of(model, inputs)
+        try:
+            with torch.device("meta"):
+                model = construct(self.module.Model, self.init)
+                outputs = outputs_of(settle(model, torch.device("meta"), self.dtype), inputs)
+        except ProblemFault:
+            raise
+        except Exception:  # noqa: BLE001 - a problem's code, which may raise anything
+            outputs = self._expected_of_a_draw()
+        for index, one in enumerate(outputs):
+            if one.is_complex() or one.is_sparse or one.dim() > MAX_DIMENSIONS:
+                form = f"a {one.layout} tensor of {one.dtype} with {one.dim()} dimensions"
+                raise ProblemFault(
+                    f"output {index} of the problem's Model is {form}: return dense real ones of at most "
+                    f"{MAX_DIMENSIONS} dimensions"
+                )
+        return outputs
 
-    def _reached(self, module: Any) -> list[torch.Tensor] | None:
-        if getattr(module, "BATCH_DIM", None) != 0:
+    def _expected_of_a_draw(self) -> list[torch.Tensor]:
+        block = torch.zeros(self.inputs.size, dtype=torch.uint8, device=self.device)
+        self.draw_own(block)
+        inputs = self.inputs.views(block)
+        with blamed("Model"):
+            outputs = self.oracle.observed(inputs)
+            if outputs is None:
+                outputs = [
+                    y.to(self.dtype) if y.is_floating_point() else y for y in self.oracle.truth(inputs)
+                ]
+        return [torch.empty_strided(y.shape, y.stride(), dtype=y.dtype, device="meta") for y in outputs]
+
+    def _reached(self) -> list[torch.Tensor] | None:
+        if getattr(self.module, "BATCH_DIM", None) != 0:
             return None
         one = [
             torch.ones((1, *v.shape[1:]), dtype=v.dtype, device=self.device) if hasattr(v, "shape") else v
@@ -125,6 +142,7 @@ class Case:
         """Begin the draws for one solution; the same entropy gives the same values in the same order."""
         self.generator.manual_seed(_seed(entropy))
         self._seeds.seed(entropy)
+        self._last_drawn: list[Any] = []
 
     @property
     def max_calls(self) -> int:
@@ -158,12 +176,19 @@ class Case:
 
     def draw_own(self, block: torch.Tensor, slot: int = 0) -> None:
         """Fill one slot by the problem's own `get_inputs`, as KernelBench would."""
-        torch.manual_seed(self._seeds.getrandbits(62))
+        seed = self._seeds.getrandbits(62)
+        torch.manual_seed(seed)
         with torch.device(self.device):
-            values = self.get_inputs()
-        for item, value in zip(self.inputs.items, values, strict=True):
-            if isinstance(value, torch.Tensor):
-                item.view(block, slot * self.inputs.size).copy_(value)
+            values = self._listed("get_inputs")
+        with blamed("get_inputs, drawn again,"):
+            for item, value in zip(self.inputs.items, values, strict=True):
+                if isinstance(value, torch.Tensor):
+                    item.view(block, slot * self.inputs.size).copy_(value)
+        first = [v.flatten()[:_SAMPLE].tolist() for v in values if isinstance(v, torch.Tensor)]
+        drawn = any(isinstance(v, torch.Tensor) and v.is_floating_point() for v in values)
+        if torch.initial_seed() != seed or (drawn and first == self._last_drawn):
+            raise ProblemFault("the problem's get_inputs gives the same inputs again: have it set no seed")
+        self._last_drawn = first
 
     def job(
         self, source: str, digest: str, name: str, entry: str, policies: tuple[str, ...]
@@ -174,10 +199,13 @@ class Case:
             "digest": digest,
             "name": name,
             "entry": entry,
-            "init": encode(self.init),
+            "init": self.encoded,
             "parameters": [i.to_json() for i in self.parameters.tensors],
             "parameter_bytes": self.parameters.size,
-            "inputs": [i.to_json() if hasattr(i, "to_json") else {"value": i} for i in self.inputs.items],
+            "inputs": [
+                i.to_json() if hasattr(i, "to_json") else {"value": encoded("get_inputs", i)}
+                for i in self.inputs.items
+            ],
             "slot_bytes": self.inputs.size,
             "slots": self.max_calls,
             "arena_bytes": 2 * self.output_bytes + 4096,
@@ -192,17 +220,35 @@ def _seed(entropy: bytes) -> int:
     return int.from_bytes(entropy[:8], "little") >> 1
 
 
-def encode(value: Any) -> Any:
-    """Turn constructor arguments into JSON; tuples stay tuples. Raises TypeError for anything else."""
+def encoded(function: str, value: Any) -> Any:
+    """Turn what is no tensor into JSON; tuples stay tuples. Raises ProblemFault for what cannot travel."""
     if isinstance(value, tuple):
-        return {"tuple": [encode(v) for v in value]}
+        return {"tuple": [encoded(function, v) for v in value]}
     if isinstance(value, list):
-        return [encode(v) for v in value]
+        return [encoded(function, v) for v in value]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    raise TypeError(
-        f"get_init_inputs holds a {type(value).__name__}: only numbers, texts, lists and tuples travel"
+    raise ProblemFault(
+        f"the problem's {function} holds a {type(value).__name__}: "
+        "only numbers, texts, lists and tuples of them travel, and tensors that are inputs themselves"
     )
+
+
+@torch.no_grad()
+def _vary(model: nn.Module) -> None:
+    """Have parameters matter that a constructor sets to one value: ones and zeros could be left out.
+
+    Buffers stay: a layer may count in them, or mask by them.
+    """
+    for value in model.parameters():
+        if value.is_floating_point() and value.numel() and bool((value == value.flatten()[0]).all()):
+            value.mul_(1 + _VARIED * (2 * torch.rand_like(value) - 1))
+            value.add_(_VARIED * torch.rand_like(value) * (value == 0))
+
+
+def _extent(tensor: torch.Tensor) -> int:
+    """Elements from the first to the last of a tensor, gaps counted."""
+    return 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def make_room(device: torch.device) -> None:

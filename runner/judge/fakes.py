@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from runner.judge.oracle import Oracle, outputs_of
+from runner.judge.oracle import Oracle
+from runner.judge.reference import outputs_of
 
 #: What the first axes of an output hold.
 _NAMES = (("sample", "samples"), ("channel", "channels"))

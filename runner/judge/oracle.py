@@ -8,11 +8,16 @@ a GPU; a cuDNN that happens not to use TF32 does not make honest TF32 kernels wr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from runner.judge.reference import blamed, outputs_of
+from runner.models import settle
 
 #: Relative operand errors that the classes with exact operands are granted.
 _FP32_OPERAND_ERROR = 8e-6
@@ -37,8 +42,9 @@ class Oracle:
         self._perturbed = _loaded(make(), parameters, torch.float64)
 
     def truth(self, inputs: Sequence[Any]) -> list[torch.Tensor]:
-        """The reference in float64 on the inputs as sent."""
-        return outputs_of(self.exact, [_wide(x) for x in inputs])
+        """The reference in float64 on the inputs as sent. Raises ProblemFault where it cannot have that."""
+        with blamed("Model, in float64,"), _float64():
+            return outputs_of(self.exact, [_wide(x) for x in inputs])
 
     def observed(self, inputs: Sequence[Any]) -> list[torch.Tensor] | None:
         """The reference in the cell's own dtype and arithmetic, or None where PyTorch cannot run it."""
@@ -63,7 +69,10 @@ class Oracle:
             self.operand(x, generator, draw) if isinstance(x, torch.Tensor) and x.is_floating_point() else x
             for x in inputs
         ]
-        return [y.to(self.dtype).double() for y in outputs_of(self._perturbed, operands)]
+        with _float64():
+            lost = outputs_of(self._perturbed, operands)
+        # integers and truth values as they are
+        return [y.to(self.dtype).double() if y.is_floating_point() else y.double() for y in lost]
 
     def operand(self, value: torch.Tensor, generator: torch.Generator, draw: int) -> torch.Tensor:
         """Lose what the class may lose of an operand; draw 0 of TF32 is plain truncation."""
@@ -95,16 +104,37 @@ class Oracle:
             ]
             for level in (1.0, 0.0)
         ]
-        masks = [a != b for a, b in zip(*(outputs_of(model, f) for f in filled), strict=True)]
+        with _float64():
+            masks = [a != b for a, b in zip(*(outputs_of(model, f) for f in filled), strict=True)]
         model.load_state_dict(kept)
         return masks
 
 
-def outputs_of(model: nn.Module, inputs: Sequence[Any]) -> list[torch.Tensor]:
-    """Call a model without gradients; its outputs as a list."""
-    with torch.inference_mode():
-        result = model(*inputs)
-    return [result] if isinstance(result, torch.Tensor) else list(result)
+@contextlib.contextmanager
+def _float64() -> Iterator[None]:
+    """Have float32 that a model asks for itself, for an initial state or a cast, be float64."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with _Widening():
+            yield
+    finally:
+        torch.set_default_dtype(default)
+
+
+class _Widening(TorchFunctionMode):
+    """Reads float32 as float64 in every call of PyTorch's."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        wider = torch.Tensor.double if func is torch.Tensor.float else func
+        named = {name: _widened(value) for name, value in (kwargs or {}).items()}
+        return wider(*map(_widened, args), **named)
+
+
+def _widened(value: Any) -> Any:
+    return torch.float64 if value is torch.float32 else value
 
 
 def _wide(value: Any) -> Any:
@@ -114,7 +144,7 @@ def _wide(value: Any) -> Any:
 
 def _loaded(model: nn.Module, parameters: dict[str, torch.Tensor], dtype: torch.dtype) -> nn.Module:
     device = next(iter(parameters.values())).device if parameters else None
-    model = model.to(device=device, dtype=dtype).eval()
+    model = settle(model, device, dtype)
     model.load_state_dict(
         {name: value.to(dtype) if value.is_floating_point() else value for name, value in parameters.items()}
     )

@@ -1,0 +1,133 @@
+"""A problem's own code, watched: what it does wrong is told as the problem's fault."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+#: An answer that depends on what calls before have left in the model moves by more than this share of the
+#: largest; kernels whose sums have no order move by less.
+_SAME = 1e-3
+
+
+class ProblemFault(Exception):
+    """A problem's own code fails, or its answer cannot be known."""
+
+
+@contextlib.contextmanager
+def blamed(what: str) -> Iterator[None]:
+    """Have what fails in a block, but for want of memory, be the problem's fault."""
+    try:
+        yield
+    except (ProblemFault, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise ProblemFault(f"the problem's {what} raises {reason}") from error
+
+
+def outputs_of(model: nn.Module, inputs: Sequence[Any]) -> list[torch.Tensor]:
+    """Call a model without gradients; its outputs as a list. Raises ProblemFault for what is no tensor."""
+    with torch.inference_mode():
+        result = model(*inputs)
+    if isinstance(result, torch.Tensor):
+        return [result]
+    remedy = "return a tensor, or a list or tuple of tensors"
+    if not isinstance(result, (list, tuple)):
+        raise ProblemFault(f"the problem's Model returns a {type(result).__name__}: {remedy}")
+    for index, value in enumerate(result):
+        if not isinstance(value, torch.Tensor):
+            raise ProblemFault(f"output {index} of the problem's Model is a {type(value).__name__}: {remedy}")
+    return list(result)
+
+
+def watched(reference: nn.Module, device: torch.device) -> nn.Module:
+    """Have a reference raise ProblemFault where nobody can hold an answer against its own.
+
+    That is where `forward` draws random numbers, writes to its inputs, or answers by what calls before left
+    in the model.
+    """
+    compute = reference.forward
+    settled = False
+
+    def forward(*inputs: Any) -> Any:
+        nonlocal settled
+        generators, state, versions = _generators(device), _state(reference), _versions(inputs)
+        answer = compute(*inputs)
+        if generators != _generators(device):
+            raise ProblemFault("the problem's Model draws random numbers in forward: its answer is not known")
+        if versions != _versions(inputs):
+            raise ProblemFault("the problem's Model writes to its inputs in forward: have it take a copy")
+        if not settled and _differs(state, _state(reference)):
+            if not _alike(answer, compute(*inputs)):
+                raise ProblemFault(
+                    "the problem's Model answers by what earlier calls left in it: keep no state in forward"
+                )
+            settled = True
+        return answer
+
+    reference.forward = forward
+    return reference
+
+
+def _generators(device: torch.device) -> list[bytes]:
+    of_device = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    return [state.numpy().tobytes() for state in (torch.get_rng_state(), *of_device)]
+
+
+def _versions(values: Sequence[Any]) -> list[int]:
+    """How often each tensor was written to, where PyTorch counts that."""
+    tensors = [one for value in values for one in (value if isinstance(value, (list, tuple)) else [value])]
+    return [
+        one._version  # noqa: SLF001 - has no public name
+        for one in tensors
+        if isinstance(one, torch.Tensor) and not one.is_inference()
+    ]
+
+
+def _state(model: nn.Module) -> list[tuple[Any, list[int]]]:
+    """Whatever a model's layers hold in their attributes, and the versions of tensors."""
+    held: list[Any] = []
+    for layer in model.modules():
+        for name, value in vars(layer).items():
+            if name in ("_parameters", "_buffers"):
+                held += value.values()
+            elif isinstance(value, (torch.Tensor, bool, int, float, str, type(None))):
+                held.append(value)
+            elif isinstance(value, (list, dict)):
+                held.append(len(value))
+    return [(value, _versions([value])) for value in held]
+
+
+def _differs(before: list[tuple[Any, list[int]]], after: list[tuple[Any, list[int]]]) -> bool:
+    return len(before) != len(after) or any(
+        versions != now or (old is not new if isinstance(old, torch.Tensor) else _unequal(old, new))
+        for (old, versions), (new, now) in zip(before, after, strict=True)
+    )
+
+
+def _unequal(old: Any, new: Any) -> bool:
+    return type(old) is not type(new) or old != new
+
+
+def _alike(first: Any, second: Any) -> bool:
+    pairs = [
+        [one] if isinstance(one, torch.Tensor) else [v for v in one if isinstance(v, torch.Tensor)]
+        for one in (first, second)
+    ]
+    return all(map(_close, *pairs))
+
+
+def _close(one: torch.Tensor, other: torch.Tensor) -> bool:
+    if one.shape != other.shape:
+        return False
+    if not one.numel() or one.is_meta:
+        return True
+    wide = torch.complex128 if one.is_complex() else torch.float64
+    a, b = one.to(wide), other.to(wide)
+    finite = torch.nan_to_num(b.abs(), nan=0.0, posinf=0.0)
+    return torch.allclose(a, b, rtol=_SAME, atol=_SAME * float(finite.max()), equal_nan=True)
