@@ -39,7 +39,7 @@ def read(results: Path, **chosen: str | None) -> tuple[list[Record], list[str]]:
     """
     records: list[Record] = []
     problems: list[str] = []
-    for path in sorted(results.glob("*/*/*.jsonl")):
+    for path in recorded.files(results):
         found, complaints = recorded.read(path)
         records += [one for one in found if one.card != "cpu"]
         problems += complaints

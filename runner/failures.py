@@ -92,7 +92,7 @@ def breaches(findings: Iterable[Finding]) -> list[str]:
 def of_records(problem: load.Problem, solution: load.Solution, results: Path) -> str:
     """Say which recorded cells of this very code failed, each reason once."""
     latest: dict[str, Record] = {}
-    for path in sorted(results.glob(f"*/{problem.name}/{solution.name}.jsonl")):
+    for path in record.files(results, f"*/{problem.name}/{solution.name}.jsonl"):
         for one in record.read(path)[0]:
             key = f"{one.card} {one.cell.key}"
             if one.solution_digest == solution.digest and one.problem_digest == problem.digest:

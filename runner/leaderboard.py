@@ -125,7 +125,7 @@ def read(results: Path, root: Path = load.ROOT) -> tuple[list[Board], list[str]]
     """
     records: list[Record] = []
     problems: list[str] = []
-    for path in sorted(results.glob("*/*/*.jsonl")):
+    for path in record.files(results):
         found, complaints = record.read(path)
         records += [_held_to_isolation(one) for one in found if one.card != "cpu"]
         problems += complaints

@@ -33,7 +33,7 @@ Newest = dict[tuple[str | int, ...], Record]
 
 def newest(results: Path) -> Newest:
     """Read what `results` holds; lines that are no records are left to `leaderboard.read` to report."""
-    records = [one for path in sorted(results.glob("*/*/*.jsonl")) for one in record.read(path)[0]]
+    records = [one for path in record.files(results) for one in record.read(path)[0]]
     return {_key(one): one for one in sorted(records, key=record.recency)}
 
 

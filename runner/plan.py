@@ -123,7 +123,7 @@ def recorded(request: Request) -> set[tuple[str, str]]:
         paths = (
             [request.output]
             if request.output
-            else request.results.glob(f"*/{request.problem.name}/{solution.name}.jsonl")
+            else record.files(request.results, f"*/{request.problem.name}/{solution.name}.jsonl")
         )
         for path in paths:
             cpu = path.parent.parent.name == "cpu"

@@ -7,6 +7,7 @@ import json
 import os
 import re
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from runner.decode import Malformed, decode
@@ -39,7 +40,7 @@ class ResultsUnwritable(RuntimeError):
 
 
 class ResultsUnreadable(RuntimeError):
-    """A results file cannot be opened; it may hold records all the same."""
+    """A results file or folder cannot be opened; it may hold records all the same."""
 
 
 class ResultsBusy(RuntimeError):
@@ -87,6 +88,30 @@ def from_line(text: str) -> Record:
         raise BadRecord(str(error)) from None
     _check_consistent(record)
     return record
+
+
+def files(results: Path, pattern: str = "*/*/*.jsonl") -> list[Path]:
+    """Return the files of a results folder that match a pattern part by part, sorted; none if it is absent.
+
+    Raises `ResultsUnreadable` for a folder that cannot be listed. `Path.glob` would pass over it, and over
+    all that is recorded there.
+    """
+    found = [results]
+    for part in pattern.split("/"):
+        found = [path for folder in found for path in _listed(folder) if fnmatchcase(path.name, part)]
+    return sorted(found)
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise ResultsUnreadable(
+            f"cannot list '{folder}': {error.strerror}; give permission there, or read elsewhere: "
+            f"{RESULTS_OPTION}"
+        ) from error
 
 
 def read(path: Path) -> tuple[list[Record], list[str]]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from runner import record
 from runner.gpu_lock import DeviceBusy
 from runner.judge_process import JudgeDied
 from runner.load import ROOT, known_names
@@ -50,10 +51,11 @@ def run(device: str, parts: Sequence[str]) -> Iterator[dict[str, Any]]:
 def recorded(results: Path) -> dict[str, list[dict[str, str]]]:
     """Return a table for each card that has findings of this protocol: the latest of each test and subject.
 
-    Lines that are no findings are passed over: a file may be torn, and nothing is decided by it.
+    Lines that are no findings are passed over: a file may be torn, and nothing is decided by it. Raises
+    `record.ResultsUnreadable` for a folder that cannot be listed.
     """
     tables = {}
-    for path in sorted(results.glob(f"*/{FILE}")):
+    for path in record.files(results, f"*/{FILE}"):
         latest: dict[tuple[str, str], dict[str, str]] = {}
         for finding in filter(_is_finding, map(_parsed, path.read_text(errors="replace").splitlines())):
             shown = {name: str(finding[name]) for name in _SHOWN}

@@ -131,7 +131,7 @@ def read(results: Path, problem: load.Problem, solutions: Sequence[load.Solution
     labels, texts = list(sweep), {(one.name, one.digest) for one in solutions}
     found = [
         one
-        for path in sorted(results.glob(f"*/{problem.name}/*.jsonl"))
+        for path in record.files(results, f"*/{problem.name}/*.jsonl")
         for one in record.read(path)[0]
         if one.cell.sweep == SWEEP
         and one.cell.label in labels

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from runner import arguments, devices, jsonl, load, record
+from runner import arguments, devices, jsonl, load, record, selftest
 from runner.cli import main
 from runner.commands import exits
 from runner.contestant import libc
@@ -234,6 +234,25 @@ def test_a_results_file_that_cannot_be_opened(
     path.mkdir(parents=True)
     assert main([*LOOKS[name], "--results", str(results)]) == 2
     assert capsys.readouterr().err == f"error: cannot read '{path}': Is a directory\n"
+
+
+@pytest.mark.parametrize("name", [name for name in LOOKS if name != "explain"])
+def test_a_results_folder_that_cannot_be_entered(
+    name: str, results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = results / ("cpu" if name == "dry run" else "h200") / "convtranspose2d"
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0)
+    with bound_by_permissions():
+        assert main([*LOOKS[name], "--results", str(results)]) == 2
+    assert f"error: cannot list '{folder}': Permission denied; give permission" in capsys.readouterr().err
+
+
+def test_findings_in_a_folder_that_cannot_be_entered(results: Path) -> None:
+    folder = results / "h200"
+    folder.mkdir(mode=0)
+    with bound_by_permissions(), pytest.raises(record.ResultsUnreadable, match="cannot list"):
+        selftest.recorded(results)
 
 
 def test_import_names_the_file_that_cannot_be_read(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
