@@ -129,10 +129,9 @@ class _Run:
         for path in {
             self._path(card, Job(s, c)) for s in self.request.solutions for c in self.request.cells[:1]
         }:
-            if path.is_file():
-                found, problems = record.read(path)
-                self.problems += problems
-                known |= record.done(found)
+            found, problems = record.read(path)
+            self.problems += problems
+            known |= record.done(found)
         return known
 
     def _job(self, job: Job, environment: dict[str, Any], card: str) -> tuple[Record, str | None]:

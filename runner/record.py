@@ -122,7 +122,7 @@ def read(path: Path) -> tuple[list[Record], list[str]]:
     """
     kept: dict[str, Record] = {}
     problems: list[str] = []
-    for where, outcome in _scan(path) if path.exists() else ():
+    for where, outcome in _scan(path, absent=True):
         if isinstance(outcome, BadRecord):
             problems.append(f"{where}: {outcome}")
             continue
@@ -348,10 +348,17 @@ def _reject_constant(name: str) -> float:
     raise ValueError(f"{name} is not a number")
 
 
-def _scan(path: Path) -> Iterator[tuple[str, Record | BadRecord]]:
-    """Yield `FILE:LINE` with the record there or the reason why there is none; skip empty lines."""
+def _scan(path: Path, *, absent: bool = False) -> Iterator[tuple[str, Record | BadRecord]]:
+    """Yield `FILE:LINE` with the record there or the reason why there is none; skip empty lines.
+
+    A file that may be `absent` has no lines then. Only opening it tells that from one out of reach.
+    """
     try:
         opened = path.open("rb")
+    except FileNotFoundError as error:
+        if absent:
+            return
+        raise ResultsUnreadable(f"cannot read '{path}': {error.strerror}") from error
     except OSError as error:
         raise ResultsUnreadable(f"cannot read '{path}': {error.strerror}") from error
     with opened as file:
@@ -411,7 +418,7 @@ def _unwritable(path: Path, error: OSError, elsewhere: str) -> ResultsUnwritable
 
 
 def _identities(path: Path) -> set[tuple[str, str]]:
-    outcomes = [outcome for _, outcome in _scan(path)] if path.exists() else []
+    outcomes = (outcome for _, outcome in _scan(path, absent=True))
     return {_identity(outcome) for outcome in outcomes if isinstance(outcome, Record)}
 
 

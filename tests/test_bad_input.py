@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from test_record import passed
 
 from runner import arguments, devices, jsonl, load, record, selftest
 from runner.cli import main
@@ -236,7 +237,7 @@ def test_a_results_file_that_cannot_be_opened(
     assert capsys.readouterr().err == f"error: cannot read '{path}': Is a directory\n"
 
 
-@pytest.mark.parametrize("name", [name for name in LOOKS if name != "explain"])
+@pytest.mark.parametrize("name", LOOKS)
 def test_a_results_folder_that_cannot_be_entered(
     name: str, results: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -245,7 +246,46 @@ def test_a_results_folder_that_cannot_be_entered(
     folder.chmod(0)
     with bound_by_permissions():
         assert main([*LOOKS[name], "--results", str(results)]) == 2
-    assert f"error: cannot list '{folder}': Permission denied; give permission" in capsys.readouterr().err
+    told = f"cannot list '{folder}': Permission denied; give permission"
+    if name == "explain":  # which knows the name of its file
+        told = f"cannot read '{folder / 'gather_gemm.jsonl'}': Permission denied"
+    assert f"error: {told}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["leaderboard", "export", "staircase"])
+def test_results_in_a_folder_that_cannot_be_entered(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "closed"
+    folder.mkdir(mode=0)
+    with bound_by_permissions():
+        assert main([*LOOKS[name], "--results", str(folder / "results")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert f"'{folder / 'results'}'" in line
+    assert "Permission denied" in line
+
+
+@pytest.mark.parametrize("deed", ["run", "import"])
+def test_records_for_a_folder_that_cannot_be_entered(
+    deed: str, results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = results / ("cpu" if deed == "run" else "h200") / "convtranspose2d"
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0)
+    broken = spoil(tmp_path / "broken.py", b"no python\n")
+    sent = ROOT / "results/h200/convtranspose2d/channels_last_gemm.jsonl"
+    words = [*SMOKE, "--solution", str(broken)] if deed == "run" else ["import", str(sent)]
+    with bound_by_permissions():
+        assert main([*words, "--results", str(results)]) == 2
+    assert f"error: cannot read '{folder}/" in capsys.readouterr().err
+
+
+def test_a_record_for_a_folder_that_cannot_be_entered(tmp_path: Path) -> None:
+    folder = tmp_path / "closed"
+    folder.mkdir(mode=0)
+    with bound_by_permissions(), pytest.raises(record.ResultsUnwritable, match="denied; make room"):
+        record.append(folder / "sent.jsonl", passed())
 
 
 def test_findings_in_a_folder_that_cannot_be_entered(results: Path) -> None:

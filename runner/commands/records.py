@@ -24,8 +24,11 @@ from runner.load import BadInput
 
 
 def _require_folder(results: Path) -> None:
-    if not results.is_dir():
-        what = "is no folder" if results.exists() else "does not exist"
+    try:
+        what = "" if results.is_dir() else "is no folder" if results.exists() else "does not exist"
+    except OSError as error:
+        what = f"cannot be entered: {error.strerror}"
+    if what:
         raise BadInput(f"--results '{results}' {what}: name a folder that runs have written to")
 
 
