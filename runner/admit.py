@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from runner import files
 from runner.decode import Malformed, decode
 from runner.judge_process import JudgeDied
 from runner.load import ROOT, BadInput, Problem, read_source
@@ -181,17 +182,14 @@ def read(path: Path) -> list[Kept]:
 
 
 def keep(path: Path, found: Sequence[Admission]) -> None:
-    """Write one JSON line a cell, in place of what the file says of the same cells."""
+    """Write one JSON line a cell, in place of what the file says of the same cells.
+
+    Raises BadInput as `read` and for a file that cannot be written, and `files.DiskFull`.
+    """
     kept = [*read(path), *(Kept.of(one) for one in found if not one.unsupported)]
     known = {(one.problem, one.cell): one for one in kept}
     lines = [json.dumps(to_json(one), separators=(",", ":")) + "\n" for one in known.values()]
-    scratch = path.with_name(f".{path.name}.new")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_text("".join(lines))
-        scratch.replace(path)
-    except OSError as error:
-        raise BadInput(f"cannot write -o '{path}': {error.strerror}") from error
+    files.write(path, "".join(lines), parents=True)
 
 
 def left(path: Path, problem: Problem, cells: Sequence[Cell]) -> tuple[Cell, ...]:

@@ -10,6 +10,7 @@ import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from runner import files
 from runner import record as recorded
 from runner.load import BadInput, unknown
 from runner.schema import Record
@@ -54,11 +55,8 @@ def read(results: Path, **chosen: str | None) -> tuple[list[Record], list[str]]:
 
 
 def write(path: Path, export: Export) -> None:
-    """Write an export to a file. Raises BadInput where that cannot be."""
-    try:
-        path.write_text(f"{export.text}\n")
-    except OSError as error:
-        raise BadInput(f"cannot write '{path}': {error.strerror}") from error
+    """Write an export to a file. Raises BadInput where that cannot be, and `files.DiskFull`."""
+    files.write(path, f"{export.text}\n")
 
 
 def stats_ms(record: Record, variant: str) -> dict[str, float]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
 
-from runner import cards, load, page_data, standings
+from runner import cards, files, load, page_data, standings
 from runner.leaderboard import Board, Entry, geometric_mean
 from runner.lint import read_header
 from runner.page_html import Field, Line, details, difference, joined, safe, source, table
@@ -47,15 +47,10 @@ ABOUT = {
 def write(folder: Path, boards: Sequence[Board], results: Path, root: Path = load.ROOT) -> Path:
     """Write `folder`/index.html of boards that were read from `results`; return its path.
 
-    Raises BadInput for a folder that cannot be written.
+    Raises BadInput for a folder that cannot be written, and `files.DiskFull`.
     """
     path = folder / "index.html"
-    text = render(boards, page_data.newest(results), root)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise load.BadInput(f"cannot write '{path}': {error.strerror}") from error
+    files.write(path, render(boards, page_data.newest(results), root), parents=True)
     return path
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from runner import summary
+from runner import files, summary
 from runner.leaderboard import Board, Entry, Mean, geometric_mean
 from runner.load import BadInput, read_source, unknown
 from runner.report import ABSENT, figures, render, to_csv
@@ -90,12 +90,11 @@ def is_current(readme: Path, boards: Sequence[Board], more: dict[str, list[Line]
 
 
 def write(readme: Path, boards: Sequence[Board], more: dict[str, list[Line]]) -> None:
-    """Put boards and tables into a README. Raises BadInput for one that cannot be read or written."""
-    text = with_generated(read_source(readme), boards, more)
-    try:
-        readme.write_text(text)
-    except OSError as error:
-        raise BadInput(f"cannot write '{readme}': {error.strerror}") from error
+    """Put boards and tables into a README.
+
+    Raises BadInput for one that cannot be read or written, and `files.DiskFull`: it is as before then.
+    """
+    files.write(readme, with_generated(read_source(readme), boards, more))
 
 
 def _join(tables: dict[str, list[Line]], fmt: str, notes: dict[str, list[str]] | None = None) -> str:

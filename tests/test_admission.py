@@ -386,7 +386,7 @@ def test_a_judge_that_dies_is_one_line(tmp_path: Path, ending: str, reason: str)
     [
         (("--problem", "conv1d", "--shapes", "smok"), "did you mean smoke"),
         (("--problem", "conv1d", "--math", "fp16"), "unknown math 'fp16'"),
-        (("--problem", "conv1d", "-o", "/proc/no/such.jsonl"), "cannot write -o"),
+        (("--problem", "conv1d", "-o", "/proc/no/such.jsonl"), "cannot write '/proc/no/such.jsonl'"),
     ],
 )
 def test_bad_input_is_one_line(words: tuple[str, ...], complaint: str) -> None:

@@ -92,6 +92,7 @@ LAYERS = {
     "runner.record": ("runner.schema", "runner.decode"),
     "runner.report": ("runner.schema", "runner.analyse", "runner.waves"),
     "runner.jsonl": ("runner.load",),
+    "runner.files": ("runner.load",),
     "runner.gpu_lock": (),
     "runner.diagnosis": (),
     "runner.doctor_host": ("runner.load", "runner.schema", "runner.ncu", "runner.diagnosis"),
@@ -99,8 +100,8 @@ LAYERS = {
     "runner.judge_process": ("runner.load", "runner.gpu_lock"),
     "runner.ncu": (),
     "runner.profiled": ("runner.channel", "runner.contestant.", "runner.load", "runner.ncu"),
-    "runner.export": ("runner.schema", "runner.load", "runner.record"),
-    "runner.admit": ("runner.schema", "runner.decode", "runner.load", "runner.judge_process"),
+    "runner.export": ("runner.schema", "runner.load", "runner.record", "runner.files"),
+    "runner.admit": ("runner.schema", "runner.decode", "runner.load", "runner.files", "runner.judge_process"),
     "runner.export_trace": ("runner.schema", "runner.export"),
     "runner.export_kernelbench": ("runner.schema", "runner.load", "runner.record", "runner.export"),
 }

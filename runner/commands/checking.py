@@ -14,6 +14,7 @@ from runner import (
     admit,
     cards,
     devices,
+    files,
     leaderboard,
     lint,
     load,
@@ -122,7 +123,7 @@ def show_place(results: Path, root: Path, kept: Record) -> None:
     try:
         standings.write(readme, boards, selftest.recorded(results))
         print(f"written: {readme}")
-    except BadInput as error:  # the file is kept all the same
+    except (BadInput, files.DiskFull) as error:  # the file is kept all the same
         print(f"warning: the boards are not renewed: {error}", file=sys.stderr)
     print()
     print(standings.show(standings.only(boards, kept.card, kept.problem)))

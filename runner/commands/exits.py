@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from runner import devices, gpu_lock, judge_process, ncu, pipeline, record
+from runner import devices, files, gpu_lock, judge_process, ncu, pipeline, record
 from runner.load import BadInput
 from runner.schema import HARMLESS, PROBLEM, Record, Status
 
@@ -19,6 +19,7 @@ _CODES: dict[type[Exception], int] = {
     judge_process.JudgeDied: EXIT_HARNESS,
     record.ResultsUnwritable: EXIT_HARNESS,
     record.ResultsBusy: EXIT_HARNESS,
+    files.DiskFull: EXIT_HARNESS,
     record.ResultsUnreadable: EXIT_USAGE,
 }
 

@@ -11,6 +11,7 @@ from runner import (
     cards,
     explain,
     explain_table,
+    files,
     jsonl,
     observe,
     plan,
@@ -71,6 +72,6 @@ def profile_launches(options: argparse.Namespace) -> int:
         if options.against_explain:
             jsonl.append(options.output, agreement.totals(reports))
         else:
-            options.output.write_text(f"{data}\n")
+            files.write(options.output, f"{data}\n")
     wrong = any("error" in report or report.get("differences") for report in reports)
     return exits.EXIT_FAILED if wrong else exits.EXIT_DONE

@@ -10,6 +10,7 @@ from runner import (
     export,
     export_kernelbench,
     export_trace,
+    files,
     leaderboard,
     load,
     page,
@@ -124,12 +125,5 @@ def show_staircase(options: argparse.Namespace) -> int:
     if options.output is None:
         print(text)
     else:
-        _write(options.output, text)
+        files.write(options.output, f"{text}\n")
     return exits.EXIT_DONE
-
-
-def _write(output: Path, text: str) -> None:
-    try:
-        output.write_text(f"{text}\n")
-    except OSError as error:
-        raise BadInput(f"cannot write '{output}': {error.strerror}") from error
