@@ -56,6 +56,13 @@ def write(path: Path, text: str, *, parents: bool = False) -> None:
         raise BadInput(f"{reason}: give permission there, or name another place") from error
 
 
+def require_output(path: Path) -> None:
+    """Raise BadInput for a file that a user cannot mean to replace: a kernel's source, or no regular file."""
+    require_regular(path)
+    if path.suffix == ".py" and path.exists():
+        raise BadInput(f"-o '{path}' is there and Python source, which would be lost: name another file")
+
+
 def require_regular(path: Path, remedy: str = "name another file") -> None:
     """Raise BadInput for what is there and no regular file: a folder, or a device that keeps nothing."""
     try:

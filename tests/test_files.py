@@ -86,3 +86,24 @@ def test_a_command_on_a_full_disk_leaves_its_file(
     assert said.err.splitlines()[-1].startswith(f"error: cannot write '{path}': No space left on device; ")
     assert path.read_text() == before
     assert list(path.parent.glob(".*")) == []
+
+
+@pytest.mark.parametrize("name", ["export", "staircase"])
+def test_a_kernels_source_is_not_replaced(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kernel = tmp_path / "kernel.py"
+    kernel.write_text("precious")
+    words = WRITERS[name][0][:-1]
+    assert main([*words, str(kernel)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: -o '{kernel}' is there and Python source")
+    assert kernel.read_text() == "precious"
+    assert main([*words, os.devnull]) == 2
+    assert capsys.readouterr().err == "error: '/dev/null' is no regular file: name another file\n"
+
+
+def test_a_run_keeps_no_records_in_a_device(capsys: pytest.CaptureFixture[str]) -> None:
+    run = ["--problem", "convtranspose2d", "--device", "cpu", "--shapes", "smoke/sparse", "--dry-run"]
+    assert main([*run, "-o", os.devnull]) == 2
+    assert capsys.readouterr().err.startswith("error: '/dev/null' is no regular file: name a .jsonl file")
+    assert not Path("/dev/.null.lock").exists()

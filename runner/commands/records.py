@@ -84,6 +84,8 @@ def show_boards(options: argparse.Namespace) -> int:
 
 def export_records(options: argparse.Namespace) -> int:
     """Write records in another suite's words."""
+    if options.output is not None:
+        files.require_output(options.output)
     records, problems = export.read(
         options.results, problem=options.problem, solution=options.solution, card=options.card
     )
@@ -107,6 +109,8 @@ def _left_out(made: export.Export) -> str:
 
 def show_staircase(options: argparse.Namespace) -> int:
     """Show what solutions lose past the edges of waves."""
+    if options.output is not None:
+        files.require_output(options.output)
     problem = load.find_problem(options.problem)
     names = options.solution or load.solution_names(problem.name)
     solutions = [load.find_solution(name, problem.name) for name in names]

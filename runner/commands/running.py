@@ -6,9 +6,9 @@ import argparse
 import sys
 from typing import Any
 
-from runner import compare, jsonl, load, pipeline, plan, report
+from runner import compare, files, jsonl, load, pipeline, plan, report
 from runner.commands import exits, progress, words
-from runner.load import BadInput, Solution
+from runner.load import Solution
 from runner.plan import Request
 from runner.schema import Cell
 
@@ -23,8 +23,8 @@ def run(options: argparse.Namespace) -> int:
     """Judge the solutions on the cells asked for, or say what would be done."""
     problem, solutions = words.chosen(options)
     request = words.request_of(options, problem, solutions)
-    if request.output is not None and request.output.is_dir():
-        raise BadInput(f"-o '{request.output}' is a directory: name a .jsonl file")
+    if request.output is not None:
+        files.require_regular(request.output, "name a .jsonl file with -o, or leave it out")
     if options.dry_run:
         return _dry_run(request)
     for solution in solutions:
