@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from runner.decode import Malformed, decode
-from runner.schema import PROTOCOL, SCHEMA, Cell, Record, Status, digest, to_json
+from runner.schema import DTYPES, MATHS, PROTOCOL, SCHEMA, Cell, Record, Status, digest, to_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -334,7 +334,10 @@ def _halve_rounds(record: Record) -> Record:
 
 
 def _check_consistent(record: Record) -> None:
-    """Raise `BadRecord` where the status contradicts what the record holds."""
+    """Raise `BadRecord` for an unknown arithmetic, and where the status contradicts what the record holds."""
+    for name, value, known in (("dtype", record.cell.dtype, DTYPES), ("math", record.cell.math, MATHS)):
+        if value not in known:
+            raise BadRecord(f"cell.{name}: {value!r:.40} is none of {', '.join(known)}")
     passed = record.status is Status.PASS
     if passed != (record.failed is None) or (record.failed and record.failed.status is not record.status):
         raise BadRecord(f"status {record.status} disagrees with 'failed'")

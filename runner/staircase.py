@@ -157,7 +157,7 @@ def _step(one: Record, problem: load.Problem) -> Step | None:
     """Read a record; None where it was not timed, or does not know its work or its launches."""
     known, filled = role(one.cell.label), largest(one.waves)
     time_us, flops = _time_us(one), one.roofline.get("flops")
-    if not (known and filled and time_us and type(flops) is int and flops > 0):
+    if not (known and filled and time_us and type(flops) is int and 0 < flops < 2**63):
         return None
     outline, shape = problem.outline, problem.shape(one.cell.shape)
     tiles = outline.tiles(shape, known.block_m, known.block_n) if hasattr(outline, "tiles") else None

@@ -143,7 +143,10 @@ def recorded(launches: Iterable[dict[str, Any]]) -> Iterator[tuple[str, Occupanc
 
 
 def _is_sound(one: Occupancy) -> bool:
-    if not 0 < one.programs < 2**63 or one.programs_per_sm < 1 or not one.waves or one.waves < 0:
+    if not 0 < one.programs < 2**63 or not 0 < one.programs_per_sm < 2**31 or not one.waves:
+        return False
+    # `sms` rounds this: a number of waves beside all reason is of no card
+    if not 0.5 < one.programs / (one.waves * one.programs_per_sm) < 2**31:
         return False
     return one.eta_slot is not None and one.eta_sm is not None and 0 < one.eta_slot <= one.eta_sm <= 1
 

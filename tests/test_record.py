@@ -226,6 +226,8 @@ def test_a_missing_field_is_named(record: Record, data: st.DataObject) -> None:
     ("place", "value", "reason"),
     [
         (("cell", "label"), 81, "cell.label: 81 is no str"),
+        (("cell", "dtype"), "int8", "cell.dtype: 'int8' is none of fp32, fp16, bf16"),
+        (("cell", "math"), "x" * 99, "cell.math: 'xxx"),
         (("cell", "shape", "batch"), 1.5, "cell.shape.batch: 1.5 is no list"),
         (("status",), "FINE", "status: 'FINE' is no Status"),
         (("status",), "WRONG", "disagrees"),

@@ -213,6 +213,15 @@ def test_whatever_a_record_says_a_table_can_show_it_or_passes_it_over(name, valu
         assert "%" in filled.tail
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("waves", 1e-320), ("waves", 1e308), ("waves", -1.0), ("programs_per_sm", 10**400)]
+)
+def test_a_grid_of_no_card_is_passed_over(name, value):
+    whole = to_json(occupancy(128, 196, 16384, (300,), RTX4090))
+    assert largest([whole]) is not None
+    assert largest([whole | {name: value}]) is None
+
+
 def test_the_largest_grid_speaks_for_a_record():
     grids = [to_json(occupancy(128, 196, 16384, (n,), RTX4090)) for n in (3, 300, 30)]
     found = largest(grids)
