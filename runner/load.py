@@ -125,6 +125,8 @@ class Problem:
             return ast.parse(self.source)
         except SyntaxError as error:
             raise BadInput(f"'{self.path}' line {error.lineno}: {error.msg}") from error
+        except (MemoryError, RecursionError) as error:
+            raise BadInput(f"'{self.path}' is nested too deeply to be parsed: flatten it") from error
 
     @cached_property
     def outline(self) -> types.ModuleType:

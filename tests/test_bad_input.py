@@ -164,6 +164,7 @@ def test_check_and_import_of_a_file_that_cannot_be_read(
 
 BAD_PROBLEMS = {
     "syntax": ("class Model(:\n", "line 1: invalid syntax"),
+    "nested": (f"x = {'-' * 100_000}1\n", "is nested too deeply to be parsed: flatten it"),
     "contract": ("class Model: pass\ndef get_inputs(): pass\n", "does not define get_init_inputs"),
     "fails": (
         "class Model: pass\nclass Shape: pass\ndef get_inputs(): pass\ndef get_init_inputs(): pass\n1 / 0\n",
