@@ -141,7 +141,9 @@ class Problem:
         module = types.ModuleType(self.name)
         module.__file__ = str(self.path)
         try:
-            exec(compile(self.source, str(self.path), "exec"), module.__dict__)  # noqa: S102 - trusted by contract
+            # the annotations of a problem are its own: this file's `from __future__` says nothing of them
+            code = compile(self.source, str(self.path), "exec", dont_inherit=True)
+            exec(code, module.__dict__)  # noqa: S102 - trusted by contract
         except (Exception, SystemExit) as error:
             raise BadInput(f"'{self.path}' does not run: {type(error).__name__}: {error}") from error
         return module

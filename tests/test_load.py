@@ -395,3 +395,10 @@ def test_problems_are_outlined_without_torch_which_can_still_be_imported(tmp_pat
     command = [sys.executable, "-W", "error", "-c", WITHOUT_TORCH, str(path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
     assert done.stdout.strip() == "done", done.stderr
+
+
+def test_a_problem_has_its_own_future(tmp_path: Path) -> None:
+    path = tmp_path / "dated.py"
+    path.write_text("def get_inputs(size: int): 0\n")
+    module = load.Problem("dated", path, path.read_text()).module()
+    assert module.get_inputs.__annotations__ == {"size": int}
