@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from runner.report import to_csv
 
 if TYPE_CHECKING:
     from runner.explain import Report
@@ -172,16 +172,4 @@ def _csv(reports: Sequence[Report]) -> str:
     for report in reports:
         shared = {name: value for name, value in report.items() if name != "launches"}
         rows += [shared | launch for launch in report.get("launches") or [{}]]
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval=ABSENT, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({column: _csv_field(value) for column, value in row.items()})
-    return text.getvalue().rstrip("\n")
-
-
-def _csv_field(value: Any) -> Any:
-    if isinstance(value, (list, dict, tuple)):
-        return json.dumps(value)
-    return ABSENT if value is None else printable(value) if isinstance(value, str) else value
+    return to_csv(rows)

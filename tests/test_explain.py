@@ -393,6 +393,14 @@ def test_a_name_cannot_break_out_of_a_table(monkeypatch: pytest.MonkeyPatch) -> 
     assert row["grid"] == "[128, 1, 1]"
 
 
+def test_a_csv_has_fields_as_those_of_records_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = report_of(monkeypatch, changed(registers=None, num_warps=None, error="no"))
+    (launch,) = report["launches"]
+    whole = report | {"launches": [launch | {"persistent": True, "findings": ["one", "another"]}]}
+    (row,) = csv.DictReader(io.StringIO(render([whole], "csv")))
+    assert (row["registers"], row["persistent"], row["findings"]) == ("", "true", "one;another")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
