@@ -6,6 +6,7 @@ left out and counted.
 
 from __future__ import annotations
 
+import re
 import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 #: The baseline that other suites mean by reference: PyTorch with the flags it ships.
 REFERENCE = "eager"
+#: The end of the name of a card of which `--sms` left a part.
+_PART = re.compile(r"-(\d+)sm$")
 
 Json = dict[str, Any]
 
@@ -78,8 +81,11 @@ def stats_ms(record: Record, variant: str) -> dict[str, float]:
 
 
 def hardware(record: Record) -> str:
-    """Return the driver's name of the GPU."""
-    return str(record.environment.get("gpu", record.card))
+    """Return the driver's name of the GPU, and of a part of one how much it is: another machine's times."""
+    name, sms = str(record.environment.get("gpu", record.card)), record.environment.get("sms")
+    # an unknown device's card ends in all of its SMs
+    part = _PART.search(record.card)
+    return f"{name} ({part[1]} of {sms} SMs)" if part and sms is not None and part[1] != str(sms) else name
 
 
 def reason(record: Record) -> str:

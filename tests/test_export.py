@@ -127,6 +127,22 @@ def test_a_trace_has_milliseconds_and_the_speedup_over_eager() -> None:
     assert made["evaluation"]["environment"]["libs"] == {"torch": "2.11", "triton": "3.6", "cudnn": "9.1"}
 
 
+@pytest.mark.parametrize(
+    ("card", "hardware"),
+    [
+        ("h100_sxm", "NVIDIA H100 80GB HBM3"),
+        ("h100_sxm-128sm", "NVIDIA H100 80GB HBM3 (128 of 132 SMs)"),
+        ("nvidia-new-132sm", "NVIDIA H100 80GB HBM3"),
+        ("nvidia-new-132sm-64sm", "NVIDIA H100 80GB HBM3 (64 of 132 SMs)"),
+    ],
+)
+def test_a_part_of_a_card_is_other_hardware(card: str, hardware: str) -> None:
+    environment = {"gpu": "NVIDIA H100 80GB HBM3", "sms": 132}
+    made = export_trace.trace(timed_beside_eager(card=card, environment=environment))
+    assert isinstance(made, dict)
+    assert made["evaluation"]["environment"]["hardware"] == hardware
+
+
 def test_a_shape_is_spread_over_axes_and_scalars() -> None:
     shape = {"batch": 16, "stride": (5, 3), "bias": False, "offset": -1, "none": ()}
     made = export_trace.trace(timed_beside_eager(cell=Cell("ragged", "odd", shape, "fp16", "tf32")))
