@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from runner.export import REFERENCE, Export, Json, hardware, reason, stats_ms
-from runner.schema import PROTOCOL, Record, Status, digest
+from runner.schema import NOT_RANKED, PROTOCOL, Record, Status, digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -48,7 +48,7 @@ def lines(records: Iterable[Record], arithmetic: str | None = None) -> Export:
 
 
 def trace(record: Record) -> Json | str:
-    """Return a record as a Trace, or why there is none: one that passed has to have times.
+    """Return a record as a Trace, or why there is none: a PASS has to have times to rank.
 
     Arithmetics are different definitions and texts different solutions, so that none is taken for another.
     For a protocol a Trace has no place: it is of the present one. Latencies are means in milliseconds. The
@@ -59,6 +59,9 @@ def trace(record: Record) -> Json | str:
     status = STATUS[record.status]
     if status is None:
         return str(record.status)
+    barred = next((flag for flag in record.flags if flag.startswith(NOT_RANKED)), None)
+    if record.status is Status.PASS and barred is not None:
+        return barred  # whoever reads a Trace takes means of its times
     performance = _performance(record)
     if record.status is Status.PASS and performance is None:
         return f"PASS without times of {REFERENCE}"

@@ -18,7 +18,7 @@ from test_record import failed, passed, records
 
 from runner import cli, export, export_kernelbench, export_trace, record
 from runner.commands import exits
-from runner.schema import HIDDEN, PROTOCOL, Cell, PopulationError, Record, Samples, Status, Timed
+from runner.schema import HIDDEN, NOT_RANKED, PROTOCOL, Cell, PopulationError, Record, Samples, Status, Timed
 
 ROOT = Path(__file__).parents[1]
 NUMBER = (int, float)
@@ -141,6 +141,12 @@ def test_a_part_of_a_card_is_other_hardware(card: str, hardware: str) -> None:
     made = export_trace.trace(timed_beside_eager(card=card, environment=environment))
     assert isinstance(made, dict)
     assert made["evaluation"]["environment"]["hardware"] == hardware
+
+
+def test_times_that_are_not_ranked_are_no_trace() -> None:
+    flag = f"{NOT_RANKED}: batch_gain"
+    made = export_trace.lines([timed_beside_eager(flags=("wide", flag)), timed_beside_eager(flags=("wide",))])
+    assert (made.records, made.left_out) == (1, {flag: 1})
 
 
 def test_a_shape_is_spread_over_axes_and_scalars() -> None:
