@@ -133,11 +133,105 @@ print(json.dumps(found))
 """
 
 
+#: Of kernels that compute with blocks a and b, and what PyTorch makes of them in fp32.
+EXPRESSIONS = {
+    "a + b": "a + b",
+    "a - b": "a - b",
+    "a / (b + 1.5)": "a / (b + 1.5).to(dtype).float()",  # a constant, which is bf16 too
+    "a % 1.75": "a.fmod(1.75)",
+    "-a": "-a",
+    "tl.abs(a)": "a.abs()",
+    "tl.fma(a, b, a)": "a * b + a",
+    "tl.maximum(a, b)": "a.maximum(b)",
+    "tl.minimum(a, b, propagate_nan=tl.PropagateNan.ALL)": "a.minimum(b)",
+    "tl.clamp(a, -1.5, 2)": "a.clamp(-1.5, 2)",
+    "tl.clamp(a, -1.5, 2, propagate_nan=tl.PropagateNan.ALL)": "a.clamp(-1.5, 2)",
+    "tl.where(a > b, a, 0.0)": "torch.where(a > b, a, 0.0)",
+    **{f"a * (a {op} b).to(a.dtype)": f"a * (a {op} b)" for op in ("<", ">", "<=", ">=", "==", "!=")},
+    "(((a > 0) & (b > 0)) | ~(a > -1)).to(a.dtype)": "((a > 0) & (b > 0)) | ~(a > -1)",
+    "a.to(tl.int1).to(a.dtype)": "a != 0",
+    "(a * 4).to(tl.int8).to(a.dtype)": "a * 4",
+    "(tl.abs(a) * 4).to(tl.uint32).to(a.dtype)": "a.abs() * 4",
+    "a.to(tl.float64).to(a.dtype)": "a",
+    "tl.clamp(a, -2, 2).to(tl.float8e5).to(a.dtype)": "a.clamp(-2, 2)",
+    "a.to(tl.float8e4nv).to(a.dtype)": "a",
+    "tl.sort(a)": "a.sort().values",
+    "tl.gather(a, 31 - o, 0)": "a.flip(0)",
+    "tl.cumsum(a, 0)": "a.cumsum(0)",
+    "tl.cumsum(a, 0, reverse=True)": "a.flip(0).cumsum(0).flip(0)",
+    "tl.cumprod(tl.where(a > 2, 2.0, -1.0).to(a.dtype), 0)": "torch.where(a > 2, 2.0, -1.0).cumprod(0)",
+    "tl.associative_scan(a, 0, larger)": "a.cummax(0).values",
+    "tl.zeros_like(a) + tl.reduce(a, 0, larger)": "a.max()",
+    "tl.zeros_like(a) + tl.sum(a, 0)": "a.sum()",
+    "tl.reshape(tl.reshape(a, (8, 4)) + tl.sum(tl.reshape(a, (8, 4)), 1, keep_dims=True), (32,))": (
+        "(a.view(8, 4) + a.view(8, 4).sum(1, True)).flatten()"
+    ),
+    "a + tl.sum(tl.reshape(a, (8, 4)))": "a + a.sum()",
+    "a + tl.max(a, 0).to(a.dtype)": "a + a.max()",
+    "a + tl.min(a, 0, return_indices=True)[0].to(a.dtype)": "a + a.min()",
+    "a + tl.max(a, 0, return_indices=True)[1].to(a.dtype)": "a + a.argmax()",
+    "a + tl.argmax(a, 0, tie_break_left=False).to(a.dtype)": "a + a.argmax()",
+    "a + tl.argmin(a, 0).to(a.dtype)": "a + a.argmin()",
+    # four values to an address: each finds those before it, and all then read the sum
+    "tl.atomic_add(c + o // 4, a) + tl.load(c + o // 4)": (
+        "(a.view(8, 4).cumsum(1) - a.view(8, 4) + a.view(8, 4).sum(1, True)).flatten()"
+    ),
+    "tl.where(tl.atomic_add(c + o // 4, a, a > 0) < 99, tl.load(c + o // 4), 0.0)": (
+        "a.relu().view(8, 4).sum(1).repeat_interleave(4)"
+    ),
+}
+OPERATIONS = """
+import json
+import torch, triton
+import triton.language as tl
+from runner.contestant import emulate
+emulate.install()
+
+@triton.jit
+def larger(a, b):
+    return tl.where(a > b, a, b)
+"""
+OPERATIONS += "".join(
+    f"""
+@triton.jit
+def kernel{i}(x, z, c, y):
+    o = tl.arange(0, 32)
+    a = tl.load(x + o)
+    b = tl.load(z + o)
+    tl.store(y + o, {expression})
+"""
+    for i, expression in enumerate(EXPRESSIONS)
+)
+OPERATIONS += f"""
+expected = {list(EXPRESSIONS.values())}
+torch.manual_seed(1)
+# few enough bits for sums to be exact in any order, and for fp8; -1.5 is not among b, and a and b meet
+a, b = (torch.randperm(32) - 16) / 4, torch.randint(0, 16, (32,)) / 4
+b[:8] = a[:8].abs()
+wrong = []
+for name in ("bfloat16", "float16", "float32"):
+    dtype = getattr(torch, name)
+    for i, wanted in enumerate(expected):
+        y = torch.full((32,), torch.nan, dtype=dtype)
+        try:
+            globals()["kernel" + str(i)][(1,)](a.to(dtype), b.to(dtype), torch.zeros(8, dtype=dtype), y)
+        except Exception as error:
+            wrong.append([name, i, str(error)])
+            continue
+        if not torch.equal(y, eval(wanted).to(dtype).expand(32)):
+            wrong.append([name, i, str(y.tolist())])
+print(json.dumps({{"wrong": wrong}}))
+"""
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    return interpreted(KERNELS, tmp_path_factory.mktemp("emulate") / "kernels.py")
+
+
+def interpreted(text: str, file: Path) -> dict[str, object]:
     # a process of its own: TRITON_INTERPRET counts when triton is imported
-    file = tmp_path_factory.mktemp("emulate") / "kernels.py"
-    file.write_text(KERNELS)
+    file.write_text(text)
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, file], check=True, capture_output=True, text=True, env=environment)
     loaded: dict[str, object] = json.loads(done.stdout)
@@ -159,3 +253,18 @@ def test_bf16_arithmetic_is_that_of_pytorch(found: dict[str, object]) -> None:
 def test_an_autotuned_kernel_takes_its_first_configuration_and_says_so(found: dict[str, object]) -> None:
     assert found["tuned"] == [32.0]
     assert found["undecided"] == 1
+
+
+def test_operations_are_those_of_pytorch_in_fp32_rounded_once(tmp_path: Path) -> None:
+    wrong: object = interpreted(OPERATIONS, tmp_path / "operations.py")["wrong"]
+    assert isinstance(wrong, list)
+    assert [(name, list(EXPRESSIONS)[i], what) for name, i, what in wrong] == []
+
+
+def test_a_sum_of_bf16_rounds_after_each_step_of_a_tree() -> None:
+    bits = emulate.fp32_to_bf16(np.array([[256, 1, 1, 1]], dtype=np.float32))
+    # 259 rounds to 260, and one addition after another would stay at 256
+    prefixes = emulate.bf16_to_fp32(emulate.scan_bf16(bits, 1, np.add))
+    assert prefixes.tolist() == [[256, 256, 258, 258]]
+    ones = emulate.fp32_to_bf16(np.ones(1024, dtype=np.float32))
+    assert emulate.bf16_to_fp32(emulate.scan_bf16(ones, 0, np.add))[-1] == 1024

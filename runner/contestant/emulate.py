@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import triton.language as tl
+from triton._C.libtriton import interpreter as raw
 from triton._C.libtriton import ir
 from triton.runtime import autotuner, interpreter
 
@@ -57,18 +58,23 @@ def bf16_to_fp32(bits: Array) -> Array:
 
 def fp32_to_bf16(values: Array) -> Array:
     """Round fp32 to the nearest bf16, ties to even, as uint16; NaN stays NaN."""
-    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    bits = np.asarray(values, dtype=np.float32, order="C").view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
     return np.where(np.isnan(values), np.uint32(0x7FC0), rounded).astype(np.uint16)
 
 
 def install() -> None:
-    """Patch the interpreter's dot, casts and arithmetic, once per process."""
+    """Patch the interpreter's dot, casts, arithmetic, reductions and atomics, once per process."""
     builder = interpreter.InterpreterBuilder
     _patch_dot(builder)
     _patch_cast(builder)
-    for name in ("unary_op", "binary_op", "ternary_op"):
+    for name in ("unary_op", "binary_op", "ternary_op", "create_fma"):
         _patch_arithmetic(builder, name)
+    _patch_extremes()
+    _patch_sum()
+    for name, combine in (("cumsum", np.add), ("cumprod", np.multiply)):
+        _patch_scan(name, combine)
+    _patch_atomic_add(builder)
     _patch_autotuner()
 
 
@@ -127,7 +133,11 @@ def _patch_cast(builder: Any) -> None:
             return interpreter.TensorHandle(fp32_to_bf16(wide.data), tl.bfloat16)
         return original(self, _widened(src), dst_type)
 
+    def get_bf16(self: Any, value: float) -> Any:
+        return cast_impl(self, self.get_fp32(value), tl.bfloat16)
+
     builder.cast_impl = cast_impl
+    builder.get_bf16 = get_bf16  # Triton 3.6 has none, and no bf16 tensor + 1.5
 
 
 def _patch_arithmetic(builder: Any, name: str) -> None:
@@ -137,7 +147,90 @@ def _patch_arithmetic(builder: Any, name: str) -> None:
         if not any(_is(x, tl.bfloat16) for x in operands):
             return original(self, *operands)
         result = original(self, *map(_widened, operands))
-        narrow = fp32_to_bf16(result.data) if result.data.dtype == np.float32 else result.data
-        return interpreter.TensorHandle(narrow, tl.bfloat16)
+        if result.data.dtype != np.float32:
+            return result  # a comparison's truth values, which are no bf16
+        return interpreter.TensorHandle(fp32_to_bf16(result.data), tl.bfloat16)
 
     setattr(builder, name, patched)
+
+
+def _patch_extremes() -> None:
+    original = interpreter.ReduceOps.min_max
+
+    def min_max(self: Any, operand: Any, val_reduce_op: Any, idx_reduce_op: Any = None) -> Any:
+        operand = operand[0] if isinstance(operand, tuple) else operand
+        if not _is(operand.handle, tl.bfloat16):
+            return original(self, operand, val_reduce_op, idx_reduce_op)
+
+        def value(bits: Array, **how: Any) -> Array:
+            return fp32_to_bf16(val_reduce_op(bf16_to_fp32(bits), **how))
+
+        def index(bits: Array, **how: Any) -> Any:
+            return idx_reduce_op(bf16_to_fp32(bits), **how)
+
+        return original(self, operand, val_reduce_op and value, idx_reduce_op and index)
+
+    interpreter.ReduceOps.min_max = min_max
+
+
+def scan_bf16(bits: Array, axis: int, combine: Any) -> Array:
+    """All prefixes of bf16 values, combined as a tree and rounded after each step.
+
+    So does a GPU: Triton's own sum of bf16 is a tree of add.bf16. One rounding at the end would flatter it,
+    and one after each value in turn would stop a sum of ones at 256.
+    """
+    values = np.moveaxis(bf16_to_fp32(bits), axis, 0)
+    step = 1
+    while step < len(values):
+        joined = fp32_to_bf16(combine(values[:-step], values[step:]))
+        values = np.concatenate([values[:step], bf16_to_fp32(joined)])
+        step *= 2
+    return fp32_to_bf16(np.moveaxis(values, 0, axis))
+
+
+def _patch_sum() -> None:
+    original = interpreter.ReduceOps.sum
+
+    def total(self: Any, operand: Any) -> Any:
+        if not _is(operand.handle, tl.bfloat16):
+            return original(self, operand)
+        bits, axis = operand.handle.data, self.axis
+        if axis is None:
+            bits = bits.reshape(-1, *[1] * (bits.ndim - 1))
+        last = scan_bf16(bits, axis or 0, np.add).take([-1], axis or 0)
+        return self.to_tensor(last if self.keep_dims else last.squeeze(axis), tl.bfloat16)
+
+    interpreter.ReduceOps.sum = total
+
+
+def _patch_scan(name: str, combine: Any) -> None:
+    original = getattr(interpreter.ScanOps, name)
+
+    def patched(self: Any, operand: Any) -> Any:
+        if not _is(operand.handle, tl.bfloat16):
+            return original(self, operand)
+        return [self.to_tensor(scan_bf16(operand.handle.data, self.axis, combine), tl.bfloat16)]
+
+    setattr(interpreter.ScanOps, name, patched)
+
+
+def _patch_atomic_add(builder: Any) -> None:
+    original = builder.create_atomic_rmw
+
+    def create_atomic_rmw(self: Any, op: Any, ptr: Any, val: Any, mask: Any, sem: Any, scope: Any) -> Any:
+        if op != ir.ATOMIC_OP.FADD or not _is(val, tl.bfloat16):
+            return original(self, op, ptr, val, mask, sem, scope)
+        shape = np.broadcast_shapes(ptr.data.shape, val.data.shape, mask.data.shape)
+        at, added, due = (np.broadcast_to(x.data, shape).ravel() for x in (ptr, val, mask))
+        before, due = np.zeros(at.size, dtype=np.uint16), np.flatnonzero(due)
+        while due.size:
+            # an address that comes again waits its turn, and finds what was stored before
+            first = due[np.unique(at[due], return_index=True)[1]]
+            all_of_them = np.ones(first.size, dtype=bool)
+            before[first] = raw.load(at[first], all_of_them, before[first], before.dtype)
+            sums = fp32_to_bf16(bf16_to_fp32(before[first]) + bf16_to_fp32(added[first]))
+            raw.store(at[first], sums, all_of_them)
+            due = np.setdiff1d(due, first)
+        return interpreter.TensorHandle(before.reshape(shape), tl.bfloat16)
+
+    builder.create_atomic_rmw = create_atomic_rmw
