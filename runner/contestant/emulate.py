@@ -51,6 +51,9 @@ def _towards_zero(wide: Array) -> Array:
     return np.where(too_far, np.nextafter(nearest, np.float32(0)), nearest)
 
 
+_BF16_NAN = np.uint16(0x7FC0)
+
+
 def bf16_to_fp32(bits: Array) -> Array:
     """Widen bf16, which the interpreter keeps as uint16; exact."""
     return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
@@ -60,11 +63,11 @@ def fp32_to_bf16(values: Array) -> Array:
     """Round fp32 to the nearest bf16, ties to even, as uint16; NaN stays NaN."""
     bits = np.asarray(values, dtype=np.float32, order="C").view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-    return np.where(np.isnan(values), np.uint32(0x7FC0), rounded).astype(np.uint16)
+    return np.where(np.isnan(values), _BF16_NAN, rounded).astype(np.uint16)
 
 
 def install() -> None:
-    """Patch the interpreter's dot, casts, arithmetic, reductions and atomics, once per process."""
+    """Patch the interpreter's dot, casts, arithmetic, reductions, atomics and padding, once per process."""
     builder = interpreter.InterpreterBuilder
     _patch_dot(builder)
     _patch_cast(builder)
@@ -75,6 +78,7 @@ def install() -> None:
     for name, combine in (("cumsum", np.add), ("cumprod", np.multiply)):
         _patch_scan(name, combine)
     _patch_atomic_add(builder)
+    _patch_padding(builder)
     _patch_autotuner()
 
 
@@ -234,3 +238,16 @@ def _patch_atomic_add(builder: Any) -> None:
         return interpreter.TensorHandle(before.reshape(shape), tl.bfloat16)
 
     builder.create_atomic_rmw = create_atomic_rmw
+
+
+def _patch_padding(builder: Any) -> None:
+    original = builder.create_descriptor_load
+
+    def create_descriptor_load(self: Any, desc: Any, indices: Any, *policies: Any) -> Any:
+        loaded = original(self, desc, indices, *policies)
+        if desc.padding != ir.PADDING_OPTION.PAD_NAN or not _is(loaded, tl.bfloat16):
+            return loaded
+        _, inside = desc.materialize_pointers(indices)
+        return interpreter.TensorHandle(np.where(inside.data, loaded.data, _BF16_NAN), tl.bfloat16)
+
+    builder.create_descriptor_load = create_descriptor_load
