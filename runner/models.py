@@ -18,17 +18,20 @@ def construct(entry: Any, init: list[Any]) -> Any:
     return entry(*init)
 
 
-def settle(model: nn.Module, device: torch.device | None, dtype: torch.dtype) -> nn.Module:
+def settle(
+    model: nn.Module, device: torch.device | None, dtype: torch.dtype, *, tables: bool = True
+) -> nn.Module:
     """Take a model to its device and dtype, with tensors that are no parameters or buffers, and to its mode.
 
     That is training, which KernelBench leaves on: normalisation is by the batch. Dropout layers are off,
-    since nobody knows the answer of a draw.
+    since nobody knows the answer of a draw. Without `tables` those other tensors keep their dtype: a
+    candidate knows what it made them for.
     """
     model = model.to(device=device, dtype=dtype)
     for layer in model.modules():
         for name, value in list(vars(layer).items()):
             if isinstance(value, torch.Tensor):
-                floating = value.is_floating_point()
-                setattr(layer, name, value.to(device, dtype if floating else value.dtype))
+                cast = tables and value.is_floating_point()
+                setattr(layer, name, value.to(device, dtype if cast else value.dtype))
         layer.training = "Dropout" not in type(layer).__name__
     return model

@@ -215,6 +215,22 @@ def test_a_copy_of_a_sound_model_passes(model: str, tmp_path: Path) -> None:
     assert verdicts(tmp_path, model, None) == exits.EXIT_DONE
 
 
+def test_a_candidates_own_table_keeps_its_dtype(tmp_path: Path) -> None:
+    problem, solution = tmp_path / "1_own.py", tmp_path / "solution.py"
+    problem.write_text(OWN)
+    table = (
+        "    def __init__(self):\n        super().__init__()\n        self.one = torch.tensor(1 + 2.0**-20)\n"
+    )
+    text = (
+        OWN[: OWN.index("def get_inputs")]
+        .replace("Model", "ModelNew")
+        .replace("    def f", f"{table}    def f")
+    )
+    solution.write_text(text.replace("torch.relu(x)", "torch.relu(x) if self.one > 1 else x"))
+    words = ["--problem", str(problem), "--dtype", "fp16", "--device", "cpu"]
+    assert main(["check", str(solution), *words]) == exits.EXIT_DONE
+
+
 @pytest.mark.parametrize("answer", ANSWERS)
 def test_what_a_model_makes_is_not_to_be_left_out(answer: str, tmp_path: Path) -> None:
     """Nor is what is as accurate as the class refused."""

@@ -50,7 +50,8 @@ def construct(
         model = _instance(entry, decode(job["init"]))
         if not isinstance(model, nn.Module):
             raise Refused(Fault.BUILD, f"{job['entry']} is not a torch.nn.Module: derive it from one")
-        return models.settle(model, device, TORCH_DTYPES[job["dtype"]])
+        own = job["entry"] != "Model"
+        return models.settle(model, device, TORCH_DTYPES[job["dtype"]], tables=not own)
     except Refused:
         raise
     except (MemoryError, torch.OutOfMemoryError) as error:
