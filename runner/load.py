@@ -57,8 +57,13 @@ def known_names(kind: str, named: str | Sequence[str], known: Sequence[str]) -> 
 
 
 def as_names(named: str | Sequence[str]) -> tuple[str, ...]:
-    """Take a text for one name, not for its letters."""
-    return (named,) if isinstance(named, str) else tuple(named)
+    """Take a text for one name, not for its letters. Raises BadInput for what holds no names."""
+    if isinstance(named, str):
+        return (named,)
+    try:
+        return tuple(map(str, named))
+    except TypeError:
+        raise BadInput(f"{named!r:.60} is no name and no list of names") from None
 
 
 def read_source(path: Path) -> str:

@@ -87,6 +87,10 @@ USAGE: dict[str, tuple[list[str], list[str]]] = {
     "budget": ([*RUN, "--budget", "soon"], ["--budget", "'soon' is not a positive number"]),
     "memory": ([*RUN, "--memory", "inf"], ["--memory", "'inf' is not a positive number"]),
     "much memory": ([*RUN, "--memory", "1e300"], ["--memory", "'1e300'", "up to 1000000"]),
+    "feedback on an answer": (
+        ["prompt", "--answer", __file__, "--feedback", __file__],
+        ["--feedback is for a page"],
+    ),
     "a long wait": (["explain", "--timeout", "3e6"], ["--timeout", "'3e6'", "up to 1000000"]),
     "many SMs": ([*RUN, "--sms", "9" * 5000], ["--sms", "up to 1000000"]),
     "an answer to no problem": (["prompt", "--answer", __file__, "--problem", "nope"], ["problem 'nope'"]),

@@ -26,6 +26,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no name at all": ({"dtypes": [16]}, "unknown dtype '16': did you mean fp16"),
     "math": ({"maths": ["x"]}, "unknown math 'x': known: fp32, tf32"),
     "no math": ({"maths": ()}, "unknown math ''"),
+    "no list": ({"dtypes": 5}, "5 is no name and no list of names"),
+    "no text for a shape": ({"shapes": [5]}, "unknown sweep or shape '5'"),
     "shape": ({"shapes": "smok"}, "unknown sweep or shape 'smok': did you mean smoke"),
     "shape field": ({"shapes": ["batch=0"]}, "batch=0"),
     "baseline": ({"baselines": "cuddn"}, "unknown baseline 'cuddn': did you mean cudnn"),

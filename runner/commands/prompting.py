@@ -18,6 +18,8 @@ def prompt_page(options: argparse.Namespace) -> int:
     options.dtype = dtype if options.dtype is None else options.dtype
     options.math = math if options.math is None else options.math
     dtypes, maths = words.arithmetics(options)
+    if options.answer and options.feedback:
+        raise BadInput("--feedback is for a page: leave out it or --answer")
     if options.answer:
         return _answer(options)
     missing = [name for name in ("problem", "solution", "stage") if getattr(options, name) is None]
