@@ -92,97 +92,109 @@ def test_a_wrong_candidate_is_wrong(records: dict[str, dict[str, Any]]) -> None:
     assert records["wrong"]["status"] == "WRONG"
 
 
+#: A problem of one layer. `made` are lines of a constructor, `answer` is what `forward` returns.
+TEXT = """import torch
+from torch import nn
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        {made}
+    def forward(self, x, shape=None):
+        return {answer}
+def get_inputs():
+    return {inputs}
+def get_init_inputs():
+    return {init}
+"""
+OWN = {"made": "pass", "answer": "torch.relu(x)", "inputs": "[torch.randn(3, 5)]", "init": "[]"}
+
+
+def verdict(folder: Path, problem: dict[str, str], solution: dict[str, str], *words: str) -> int:
+    """Judge one model by another, both as they differ from OWN; returns the exit code."""
+    files = folder / "1_own.py", folder / "solution.py"
+    files[0].write_text(TEXT.format(**(OWN | problem)))
+    text = TEXT.format(**(OWN | solution))
+    files[1].write_text(text[: text.index("def get_inputs")].replace("Model(", "ModelNew("))
+    return main(["check", str(files[1]), "--problem", str(files[0]), "--device", "cpu", *words])
+
+
+#: What of a problem is at fault, how, and what is said.
 FAULTS = {
-    "random": ("torch.relu(x)", "torch.dropout(x, 0.5, True)", "draws random numbers in forward"),
-    "raises": ("torch.relu(x)", "x @ x", "the problem's Model, in float64, raises RuntimeError: mat1"),
-    "writes": ("torch.relu(x)", "torch.relu_(x)", "writes to its inputs in forward"),
-    "counts": (
-        "    def forward(self, x):",
-        "    n = 0\n    def forward(self, x):\n        self.n += 1\n        x = x * self.n",
+    "random": ("answer", "torch.dropout(x, 0.5, True)", "draws random numbers in forward"),
+    "raises": ("answer", "x @ x", "the problem's Model, in float64, raises RuntimeError: mat1"),
+    "writes": ("answer", "torch.relu_(x)", "writes to its inputs in forward"),
+    "a count": (
+        "answer",
+        "x * vars(self).setdefault('n', torch.zeros(5)).add_(1)",
         "answers by what earlier calls left in it",
     ),
-    "seeds": ("return [", "torch.manual_seed(0)\n    return [", "the same inputs again: have it set no seed"),
-    "seeds its own": ("5)]", "5, generator=torch.Generator().manual_seed(0))]", "have it set no seed"),
-    "draws shapes": ("(3, 5)", "(int(torch.randint(2, 10**6, ())), 1)", "get_inputs, drawn again, raises"),
-    "a dict": ("torch.relu(x)", "{'y': torch.relu(x)}", "the problem's Model returns a dict"),
-    "no tensor": ("torch.relu(x)", "torch.relu(x), None", "output 1 of the problem's Model is a NoneType"),
-    "complex": ("torch.relu(x)", "torch.relu(x) + 0j", "a torch.strided tensor of torch.complex64"),
-    "no list": ("[torch.randn(3, 5)]", "torch.randn(3, 5)", "get_inputs returns a Tensor: return a list"),
-    "no number": ("return []", "return [{}]", "get_init_inputs holds a dict"),
+    "the same again": (
+        "inputs",
+        "[torch.manual_seed(0) and torch.randn(3, 5)]",
+        "the same inputs again: have it set no seed",
+    ),
+    "its own seed": (
+        "inputs",
+        "[torch.randn(3, 5, generator=torch.Generator().manual_seed(0))]",
+        "the same inputs again: have it set no seed",
+    ),
+    "another shape": (
+        "inputs",
+        "[torch.randn(int(torch.randint(2, 10**6, ())), 1)]",
+        "get_inputs, drawn again, raises",
+    ),
+    "a dict": ("answer", "dict(y=torch.relu(x))", "the problem's Model returns a dict"),
+    "no tensor": ("answer", "(torch.relu(x), None)", "output 1 of the problem's Model is a NoneType"),
+    "complex": ("answer", "torch.relu(x) + 0j", "a torch.strided tensor of torch.complex64"),
+    "no list": ("inputs", "torch.randn(3, 5)", "get_inputs returns a Tensor: return a list"),
+    "no number": ("init", "[dict()]", "get_init_inputs holds a dict"),
     "complex buffers": (
-        "    def forward",
-        (
-            "    def __init__(self):\n        super().__init__()\n"
-            "        self.register_buffer('f', torch.ones(5) + 0j)\n    def forward"
-        ),
+        "made",
+        "self.register_buffer('f', torch.ones(5) + 0j)",
         "complex parameters or buffers",
     ),
-    "empty": ("3, 5", "0, 5", "an input or an output without elements"),
-    "imports": ("import torch\n", "import torch, no_such_module\n", "No module named 'no_such_module'"),
+    "empty": ("inputs", "[torch.randn(0, 5)]", "an input or an output without elements"),
+    "imports": ("init", "[]\nimport no_such_module", "No module named 'no_such_module'"),
 }
-OWN = """import torch
-class Model(torch.nn.Module):
-    def forward(self, x):
-        return torch.relu(x)
-def get_inputs():
-    return [torch.randn(3, 5)]
-def get_init_inputs():
-    return []
-"""
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_problem_that_fails_is_not_the_harnesss_fault(
     fault: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    old, new, reason = FAULTS[fault]
-    assert old in OWN
-    problem, solution = tmp_path / "1_own.py", tmp_path / "solution.py"
-    problem.write_text(OWN.replace(old, new))
-    solution.write_text(OWN[: OWN.index("def get_inputs")].replace("Model", "ModelNew"))
-    words = ["--problem", str(problem), "--dtype", "fp32", "--math", "fp32", "--device", "cpu"]
-    assert main(["check", str(solution), *words]) == exits.EXIT_USAGE
+    part, text, reason = FAULTS[fault]
+    assert verdict(tmp_path, {part: text}, {}, "--dtype", "fp32", "--math", "fp32") == exits.EXIT_USAGE
     assert reason in capsys.readouterr().out
 
 
 #: What a constructor makes, what `forward` answers, and the inputs.
 MODELS = {
-    "normalises": ("self.bn = nn.BatchNorm1d(5)", "self.bn(x)", "torch.rand(64, 5)"),
-    "keeps a table": ("self.table = torch.randn(5)", "x * self.table", "torch.rand(3, 5)"),
+    "normalises": ("self.bn = nn.BatchNorm1d(5)", "self.bn(x)", "[torch.rand(64, 5)]"),
+    "keeps a table": ("self.table = torch.randn(5)", "x * self.table", "[torch.rand(3, 5)]"),
     "starts at zero": (
         "self.rnn = nn.GRU(5, 4, batch_first=True)",
         "self.rnn(x, torch.zeros(1, len(x), 4, device=x.device))[0]",
-        "torch.rand(3, 7, 5)",
+        "[torch.rand(3, 7, 5)]",
     ),
-    "casts": ("self.fc = nn.Linear(5, 4)", "self.fc(x.float())", "torch.randint(9, (3, 5))"),
-    "tells": ("self.fc = nn.Linear(5, 4)", "self.fc(x) > 0", "torch.randn(3, 5)"),
-    "sums": ("pass", "x.sum(0)", "torch.rand(4096, 5)"),
-    "counts": ("pass", "(x.float() / 255).mean(0)", "torch.randint(256, (1001, 5))"),
-    "slices": ("self.fc = nn.Linear(5, 4)", "self.fc(x)[:, -1]", "torch.randn(3, 50, 5)"),
-    "shapes": ("pass", "x.reshape(shape)", "torch.randn(3, 5), (5, 3)"),
+    "casts": ("self.fc = nn.Linear(5, 4)", "self.fc(x.float())", "[torch.randint(9, (3, 5))]"),
+    "tells": ("self.fc = nn.Linear(5, 4)", "self.fc(x) > 0", "[torch.randn(3, 5)]"),
+    "sums": ("pass", "x.sum(0)", "[torch.rand(4096, 5)]"),
+    "multiplies": ("self.w = nn.Parameter(torch.rand(4096, 8))", "x @ self.w", "[torch.rand(16, 4096)]"),
+    "averages": ("pass", "(x.float() / 255).mean((2, 3))", "[torch.randint(256, (4, 3, 33, 33))]"),
+    "slices": ("self.fc = nn.Linear(5, 4)", "self.fc(x)[:, -1]", "[torch.randn(3, 50, 5)]"),
+    "shapes": ("pass", "x.reshape(shape)", "[torch.randn(3, 5), (5, 3)]"),
     "draws rates": (
         "self.rates = [v.item() for v in torch.linspace(0, 1, 3)]",
         "x * self.rates[1]",
-        "torch.randn(3, 5)",
+        "[torch.randn(3, 5)]",
     ),
-    "drops": ("self.drop = nn.Dropout(0.5)", "self.drop(x)", "torch.randn(3, 5)"),
-    "scales": ("self.scale = nn.Parameter(torch.ones(5))", "x * self.scale", "torch.randn(3, 5)"),
+    "drops": ("self.drop = nn.Dropout(0.5)", "self.drop(x)", "[torch.randn(3, 5)]"),
+    "scales": ("self.scale = nn.Parameter(torch.ones(5))", "x * self.scale", "[torch.randn(3, 5)]"),
 }
-TEXT = """import torch
-from torch import nn
-class Model(nn.Module):
-    def __init__(self):
-        super().__init__()
-        {0}
-    def forward(self, x, shape=None):
-        return {1}
-def get_inputs():
-    return [{2}]
-def get_init_inputs():
-    return []
-"""
-#: Name of a model above, what another's `forward` answers, and whether that is right.
-ANSWERS: dict[str, tuple[str, str, bool]] = {
+#: To the nearest TF32, which keeps 10 of 23 bits.
+IN_TF32 = "((({0}).view(torch.int32) + 4096) & ~8191).view(torch.float32)"
+#: Name of a model above, what another's `forward` answers, and whether fp32 may.
+ANSWERS = {
     "statistics of the batch": (
         "normalises",
         "(x - x.mean(0)) / (x.var(0, False) + 1e-5).sqrt() * self.bn.weight + self.bn.bias",
@@ -191,51 +203,37 @@ ANSWERS: dict[str, tuple[str, str, bool]] = {
     "no normalisation": ("normalises", "x", False),
     "no affine part": ("normalises", "(x - x.mean(0)) / (x.var(0, False) + 1e-5).sqrt()", False),
     "no table": ("keeps a table", "x * 0", False),
-    "one after another": ("sums", "x.cumsum(0)[-1]", True),
-    "less and less": ("sums", "x.half().float().sum(0)", False),
-    "in float64": ("counts", "(x.double() / 255).mean(0).float()", True),
-    "one off": ("counts", "(x.float() / 256).mean(0)", False),
+    "one after another": ("sums", "sum(x.unbind())", True),
+    "in halves": ("sums", "x.half().float().sum(0)", False),
+    "in TF32": ("multiplies", f"{IN_TF32.format('x')} @ {IN_TF32.format('self.w')}", False),
+    "in float64": ("averages", "(x.double() / 255).mean((2, 3)).float()", True),
+    "one off": ("averages", "(x.float() / 256).mean((2, 3))", False),
     "all true": ("tells", "self.fc(x) > -99", False),
     "a scale of one": ("scales", "x * 1", False),
 }
 
 
-def verdicts(folder: Path, model: str, forward: str | None) -> int:
-    """Judge a model that answers this, or a copy, in both classes of fp32; returns the exit code."""
-    made, answer, inputs = MODELS[model]
-    problem, solution = folder / "1_own.py", folder / "solution.py"
-    problem.write_text(TEXT.format(made, answer, inputs))
-    text = TEXT.format(made, forward or answer, inputs)
-    solution.write_text(text[: text.index("def get_inputs")].replace("Model(", "ModelNew("))
-    return main(["check", str(solution), "--problem", str(problem), "--dtype", "fp32", "--device", "cpu"])
-
-
 @pytest.mark.parametrize("model", MODELS)
 def test_a_copy_of_a_sound_model_passes(model: str, tmp_path: Path) -> None:
-    assert verdicts(tmp_path, model, None) == exits.EXIT_DONE
-
-
-def test_a_candidates_own_table_keeps_its_dtype(tmp_path: Path) -> None:
-    problem, solution = tmp_path / "1_own.py", tmp_path / "solution.py"
-    problem.write_text(OWN)
-    table = (
-        "    def __init__(self):\n        super().__init__()\n        self.one = torch.tensor(1 + 2.0**-20)\n"
-    )
-    text = (
-        OWN[: OWN.index("def get_inputs")]
-        .replace("Model", "ModelNew")
-        .replace("    def f", f"{table}    def f")
-    )
-    solution.write_text(text.replace("torch.relu(x)", "torch.relu(x) if self.one > 1 else x"))
-    words = ["--problem", str(problem), "--dtype", "fp16", "--device", "cpu"]
-    assert main(["check", str(solution), *words]) == exits.EXIT_DONE
+    own = dict(zip(("made", "answer", "inputs"), MODELS[model], strict=True))
+    assert verdict(tmp_path, own, own, "--dtype", "fp32") == exits.EXIT_DONE
 
 
 @pytest.mark.parametrize("answer", ANSWERS)
 def test_what_a_model_makes_is_not_to_be_left_out(answer: str, tmp_path: Path) -> None:
     """Nor is what is as accurate as the class refused."""
     model, forward, right = ANSWERS[answer]
-    assert verdicts(tmp_path, model, forward) == (exits.EXIT_DONE if right else exits.EXIT_FAILED)
+    own = dict(zip(("made", "answer", "inputs"), MODELS[model], strict=True))
+    found = verdict(tmp_path, own, own | {"answer": forward}, "--dtype", "fp32", "--math", "fp32")
+    assert found == (exits.EXIT_DONE if right else exits.EXIT_FAILED)
+
+
+def test_a_candidates_own_table_keeps_its_dtype(tmp_path: Path) -> None:
+    table = {
+        "made": "self.one = torch.tensor(1 + 2.0**-20)",
+        "answer": "torch.relu(x) if self.one > 1 else x",
+    }
+    assert verdict(tmp_path, {}, table, "--dtype", "fp16") == exits.EXIT_DONE
 
 
 @pytest.mark.skipif("KERNELBENCH_ROOT" not in os.environ, reason="KERNELBENCH_ROOT names no checkout")

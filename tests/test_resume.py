@@ -6,6 +6,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,6 @@ import pytest
 from conftest import children, wait_until
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Iterator
 
     from conftest import CommandLine
@@ -167,6 +168,20 @@ def heard() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+def test_a_judge_that_nobody_listens_to_ends_without_a_word() -> None:
+    """As when a run is interrupted while its judge starts."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "runner.judge", "cpu"]
+    try:
+        ended = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=writer, stderr=subprocess.PIPE, check=False
+        )
+    finally:
+        os.close(writer)
+    assert (ended.returncode, ended.stderr) == (0, b"")
 
 
 @pytest.mark.usefixtures("heard")

@@ -23,6 +23,8 @@ from runner.channel import Fault
 TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
+#: Where arguments do not fit a constructor, it has no frame: these are `_instance` and `models.construct`.
+_FRAMES_OF_A_CALL = 2
 #: Folders of what is nobody's solution: the runner, and Python's own library.
 _FAMILIAR = (f"{Path(__file__).resolve().parents[1]}/", f"{sysconfig.get_paths()['stdlib']}/")
 
@@ -50,8 +52,8 @@ def construct(
         model = _instance(entry, decode(job["init"]))
         if not isinstance(model, nn.Module):
             raise Refused(Fault.BUILD, f"{job['entry']} is not a torch.nn.Module: derive it from one")
-        own = job["entry"] != "Model"
-        return models.settle(model, device, TORCH_DTYPES[job["dtype"]], tables=not own)
+        is_reference = job["entry"] == "Model"
+        return models.settle(model, device, TORCH_DTYPES[job["dtype"]], tables=is_reference)
     except Refused:
         raise
     except (MemoryError, torch.OutOfMemoryError) as error:
@@ -64,7 +66,7 @@ def _instance(entry: Any, init: list[Any]) -> Any:
     try:
         return models.construct(entry, init)
     except TypeError as error:
-        if len(traceback.extract_tb(error.__traceback__)) > len(("here", "models.construct")):
+        if len(traceback.extract_tb(error.__traceback__)) > _FRAMES_OF_A_CALL:
             raise  # from within the constructor
         raise Refused(
             Fault.BUILD, f"{error}: it has to take the {len(init)} values of the problem's get_init_inputs()"

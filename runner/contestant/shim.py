@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from runner import channel, cuda_ipc
+from runner import channel, cuda_ipc, models
 from runner.channel import Call, Fault, Frame, Kind, Page
 from runner.contestant import libc, sandbox, switches, trace, witness
 from runner.contestant.asides import ASIDES, Timer, measure
@@ -41,8 +41,6 @@ from runner.contestant.build import (
     view,
 )
 from runner.contestant.memory import DeviceMemory, HostMemory
-from runner.models import construct as constructed
-from runner.models import settle
 
 
 @dataclass
@@ -133,14 +131,7 @@ class Contestant:
             self.memory.arena(job["arena_bytes"])
         for slot in range(job["slots"]):
             start = slot * job["slot_bytes"]
-            self.slots.append(
-                [
-                    decode(item["value"])
-                    if "value" in item
-                    else view(self.blocks[1], start + item["offset"], item)
-                    for item in job["inputs"]
-                ]
-            )
+            self.slots.append([self._argument(start, item) for item in job["inputs"]])
 
     def _argument(self, start: int, item: dict[str, Any]) -> Any:
         """View an input that is a tensor in the slot at this byte; another is in the job itself."""
@@ -169,8 +160,8 @@ class Contestant:
         given = {p["name"]: view(self.blocks[0], p["offset"], p) for p in job["parameters"]}
         load_parameters(model, given)
         took_ns = -1
-        prepare = preparation(model)
-        if job["prepare"] and prepare is not None:
+        prepare = preparation(model) if job["prepare"] else None
+        if prepare is not None:
             start = time.perf_counter_ns()
             try:
                 with torch.inference_mode():
@@ -186,8 +177,8 @@ class Contestant:
         """Make a baseline's seat: its own copy of the model under its own policy."""
         module = import_module(f"runner.baselines.{policy}")
         model = execute(job["source"], f"reference_{policy}", self.scratch)
-        entry = getattr(model, job["entry"])
-        instance = settle(constructed(entry, decode(job["init"])), self.device, TORCH_DTYPES[job["dtype"]])
+        instance = models.construct(getattr(model, job["entry"]), decode(job["init"]))
+        instance = models.settle(instance, self.device, TORCH_DTYPES[job["dtype"]])
         instance.load_state_dict(given.state_dict())
 
         def configure() -> None:

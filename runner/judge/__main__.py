@@ -102,6 +102,8 @@ def main() -> None:
     try:
         with gpu_lock.hold(gpu_lock.uuid_of(device), device):
             serve(device, out)
+    except BrokenPipeError:  # whoever asked is gone, by Ctrl-C perhaps, and has said so
+        os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())  # for what is left to flush
     except gpu_lock.DeviceBusy as busy:
         print(json.dumps({"busy": str(busy)}), file=out)
 
@@ -120,8 +122,8 @@ def serve(device: str, out: TextIO) -> None:
         described["ceilings"] = ceilings.measure(torch.device(device))
     gc.freeze()  # what is there now stays: a collection before each measurement need not look through it
     referee = Referee(device, Limits())
-    print(json.dumps({"environment": described}), file=out)
     try:
+        print(json.dumps({"environment": described}), file=out)
         for line in sys.stdin:
             answered = answer(referee, json.loads(line))
             print(json.dumps(answered), file=out)

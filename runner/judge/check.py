@@ -25,7 +25,7 @@ _LUCK = 3.0
 #: Keeps a budget of zero from being divided by.
 _TINY = torch.finfo(torch.float32).smallest_normal
 #: What an output may lose of itself, whatever the class model says: that one knows nothing of what sums
-#: lose, and perturbs no integers. 4096 positive fp32 numbers, added one after another, lose up to 3e-6.
+#: lose, and perturbs no integers. 4096 positive fp32 numbers, added one after another, lose up to 2e-6.
 _UNPERTURBED = 1e-6
 #: The class model is drawn until its errors are no luck either: so many of them. In TF32 what a weight loses
 #: moves all outputs of its channel alike where inputs are alike: so many channels, too.

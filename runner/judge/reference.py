@@ -51,26 +51,31 @@ def watched(reference: nn.Module, device: torch.device) -> nn.Module:
     That is where `forward` draws random numbers, writes to its inputs, or answers by what calls before left
     in the model.
     """
-    compute = reference.forward
-    settled = False
+    generators: list[bytes] = []
+    state: list[tuple[Any, list[int]]] = []
+    versions: list[int] = []
+    stateless = False  # as far as its answers go
 
-    def forward(*inputs: Any) -> Any:
-        nonlocal settled
-        generators, state, versions = _generators(device), _state(reference), _versions(inputs)
-        answer = compute(*inputs)
+    def enter(model: nn.Module, inputs: tuple[Any, ...]) -> None:
+        generators[:], versions[:] = _generators(device), _versions(inputs)
+        state[:] = [] if stateless else _state(model)
+
+    def leave(model: nn.Module, inputs: tuple[Any, ...], answer: Any) -> None:
+        nonlocal stateless
         if generators != _generators(device):
             raise ProblemFault("the problem's Model draws random numbers in forward: its answer is not known")
         if versions != _versions(inputs):
             raise ProblemFault("the problem's Model writes to its inputs in forward: have it take a copy")
-        if not settled and _differs(state, _state(reference)):
-            if not _alike(answer, compute(*inputs)):
-                raise ProblemFault(
-                    "the problem's Model answers by what earlier calls left in it: keep no state in forward"
-                )
-            settled = True
-        return answer
+        if stateless or not _differs(state, _state(model)):
+            return
+        if not _alike(answer, model.forward(*inputs)):
+            raise ProblemFault(
+                "the problem's Model answers by what earlier calls left in it: keep no state in forward"
+            )
+        stateless = True
 
-    reference.forward = forward
+    reference.register_forward_pre_hook(enter)
+    reference.register_forward_hook(leave)
     return reference
 
 
