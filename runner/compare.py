@@ -118,7 +118,7 @@ def row(duel: Duel) -> dict[str, Any]:
     found = analyse.comparison(duel.timed, RIVAL)
     return facts | {
         "status": "PASS",
-        "flags": [*duel.flags, *([analyse.WIDE] if analyse.is_wide(duel.timed, RIVAL) else [])],
+        "flags": [*duel.flags, *([analyse.WIDE] if analyse.is_wide(duel.timed) else [])],
         "time_us": analyse.median(analyse.times_us(duel.timed, "solution")),
         "other_us": analyse.median(analyse.times_us(duel.timed, RIVAL)),
         "ratio": found.speedup,

@@ -1,7 +1,7 @@
 """Records -> boards: who is fastest on a card, a problem, a protocol and an arithmetic, which never mix.
 
 A solution is ranked by the geometric mean of its speed-ups over the committed sweeps, one weight per cell,
-each computed anew from the samples against the headline baseline of the same record. Launch-bound cells
+each computed anew from the samples against the fastest baseline of the same record. Launch-bound cells
 are summed up apart. A cell that is missing or failed leaves the solution on the board without a rank.
 """
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from runner import cards, load, record
-from runner.analyse import comparison, flags_of, t_quantile
+from runner.analyse import against_best, comparison, flags_of, t_quantile
 from runner.plan import DEFAULT_SWEEPS, TARGET_CARD
 from runner.schema import HARMLESS, ISOLATION, NOT_RANKED, PROTOCOL, Comparison, Record, Status, digest
 from runner.waves import Occupancy, largest
@@ -316,7 +316,7 @@ def _times_fill(one: Record) -> float | None:
 
 
 def _outcome(one: Record) -> Comparison | str:
-    """Return a record's speed-up over its headline baseline, or why it has none."""
+    """Return a record's speed-up over its fastest baseline, or why it has none."""
     if one.status is not Status.PASS:
         return str(one.status)
     if one.timed is None:
@@ -325,6 +325,6 @@ def _outcome(one: Record) -> Comparison | str:
     if barred is not None:
         return barred
     try:
-        return comparison(one.timed, one.timed.headline)
+        return against_best(one.timed)
     except (KeyError, ValueError):
         return "not comparable"

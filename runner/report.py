@@ -73,7 +73,7 @@ def table(records: Iterable[Record], fmt: str = "table") -> str:
 def summary(records: Iterable[Record], fmt: str = "table") -> str:
     """Show cells, passes and failures per solution and arithmetic, on a GPU with the mean speed-up.
 
-    The mean is geometric, each cell with one weight, over the headline baselines. Only an arithmetic
+    The mean is geometric, each cell with one weight, over the fastest baselines. Only an arithmetic
     whose cells have all passed and been timed has one; launch-bound cells are counted, not ranked.
     """
     return _per_group([row(record) for record in records], _summary_lines, fmt)
@@ -136,16 +136,16 @@ def _launches(launches: Sequence[Launch]) -> str:
 
 
 def _speed(timed: Timed, roofline: dict[str, Any]) -> Row:
-    """Compare the solution with its headline and with what ran beside it; without pairs, say why not."""
-    from runner.analyse import comparison, times_us  # noqa: PLC0415 -- numpy: no table of a CPU run needs it
+    """Compare the solution with its fastest baseline and what ran beside it; without pairs, say why not."""
+    from runner.analyse import AS_SHIPPED, against_best, comparison, times_us  # noqa: PLC0415 -- numpy: no table of a CPU run needs it
 
     samples = {one.variant: one for one in timed.samples if not one.config.get("pilot")}
     try:
-        ratio = comparison(timed, timed.headline)
+        ratio = against_best(timed)
         beside = {
             name: comparison(timed, name).speedup
             for name in samples
-            if name == "eager" or name not in ("solution", timed.headline)
+            if name == AS_SHIPPED or name not in ("solution", ratio.baseline)
         }
     except (KeyError, ValueError) as error:
         return {"reason": f"no comparison: {error}"}
@@ -158,8 +158,8 @@ def _speed(timed: Timed, roofline: dict[str, Any]) -> Row:
         "clock": timed.clock,
         "processes": timed.processes,
         "best": ratio.baseline,
-        "best_us": statistics.median(times_us(timed, timed.headline)),
-        "best_config": samples[timed.headline].config,
+        "best_us": statistics.median(times_us(timed, ratio.baseline)),
+        "best_config": samples[ratio.baseline].config,
         "speedup": ratio.speedup,
         "low": ratio.low,
         "high": ratio.high,

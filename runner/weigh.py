@@ -108,20 +108,21 @@ def _weigh(made: Record, problem: load.Problem, checked: Checked, timed: Timed, 
 
     mine, *others = [s for s in timed.samples if not s.config.get("pilot") and s.process == 0]
     comparisons = tuple(analyse.comparison(timed, s.variant) for s in others)
-    headline = next(s for s in others if s.variant == timed.headline)
+    best = analyse.against_best(timed)
+    beside = next(s for s in others if s.variant == best.baseline)
     times_us = analyse.times_us(timed, mine.variant)
     time_us = analyse.median(times_us)
     disturbed = [f"{NOT_RANKED}: {name}" for name in made.environment.get("disturbances", [])]
     if made.environment.get("other_processes") and "other_processes" not in made.flags:
         disturbed.append("other_processes")
-    flags = [*made.flags, *disturbed, *analyse.diagnose(mine.times_us, headline.times_us).flags]
+    flags = [*made.flags, *disturbed, *analyse.diagnose(mine.times_us, beside.times_us).flags]
     if mine.issue_us > time_us:
         flags.append("launch_bound")
     if timed.clock == analyse.JUDGE:
         flags.append("claim_mismatch")
-    if analyse.is_wide(timed, timed.headline):
+    if analyse.is_wide(timed):
         flags.append(analyse.WIDE)
-    if any(c.baseline == timed.headline and c.low > SUSPICIOUS_SPEEDUP for c in comparisons):
+    if best.low > SUSPICIOUS_SPEEDUP:
         flags.append("over_10x")
     made = dataclasses.replace(made, comparisons=comparisons, flags=tuple(flags))
     made = _witnessed(made, problem, checked, timed)

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from statistics import median as plain_median
 
 import numpy as np
@@ -12,10 +13,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from runner.analyse import (
+    AS_SHIPPED,
     CLAIM,
     JUDGE,
     RESOLUTION,
     TARGET,
+    against_best,
     autocorrelation,
     by_clock,
     by_one_clock,
@@ -342,6 +345,32 @@ def test_one_process_is_compared_round_by_round():
     pair = white(rng(1), speedup=1.3)
     mine, best = (side[:24] for side in pair)
     assert comparison(timed(pair), "cudnn") == compare(mine, best, "cudnn")
+
+
+def with_eager(timed: Timed, share: float, config: dict[str, object] | None = None) -> Timed:
+    """`timed` with PyTorch as shipped beside it, at a share of the headline's times in each process."""
+    eager = [
+        replace(s, variant=AS_SHIPPED, times_us=tuple(share * t for t in s.times_us), config=config or {})
+        for s in timed.samples
+        if s.variant == timed.headline
+    ]
+    return replace(timed, samples=(*timed.samples, *eager))
+
+
+@pytest.mark.parametrize("processes", [1, 5])
+@pytest.mark.parametrize(("share", "best"), [(0.9, AS_SHIPPED), (1.1, "cudnn")])
+def test_a_speedup_is_over_the_faster_of_the_pilots_choice_and_pytorch_as_shipped(
+    share: float, best: str, processes: int
+):
+    runs = [timed(white(rng(seed), speedup=1.3)) for seed in range(processes)]
+    both = with_eager(together(runs) if processes > 1 else runs[0], share)
+    assert against_best(both) == comparison(both, best)
+    assert against_best(both).speedup == pytest.approx(1.3 * min(share, 1.0), rel=0.01)
+
+
+def test_what_ran_in_the_pilot_alone_is_not_compared():
+    alone = timed(white(rng(1), speedup=1.3))
+    assert against_best(with_eager(alone, 0.5, {"pilot": True})) == comparison(alone, "cudnn")
 
 
 def test_an_interval_over_processes_holds_what_differs_from_process_to_process():

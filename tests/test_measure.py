@@ -215,6 +215,23 @@ def test_a_lucky_pilot_does_not_flatter_the_headline() -> None:
     assert abs(sum(map(log, speedups)) / len(speedups)) < 0.005
 
 
+@dataclass
+class NoisyEager(FakeBench):
+    """PyTorch as shipped alone is noisy."""
+
+    def sample(self, variant: str, calls: int) -> Window:
+        self.noise = 0.1 if variant == "eager" else 0.0
+        return super().sample(variant, calls)
+
+
+@pytest.mark.parametrize(("eager_us", "looks"), [(300.0, 2), (150.0, 0)])
+def test_rounds_end_when_the_interval_over_the_faster_baseline_is_narrow(eager_us: float, looks: int) -> None:
+    timed = take(NoisyEager({**TIMES_US, "eager": eager_us}), target=1e-4)
+    assert timed.headline == "cudnn"
+    narrow = analyse.FIRST_LOOK + analyse.LOOK_EVERY * (looks - 1)
+    assert timed.rounds == (narrow if looks else measure.MAX_ROUNDS)
+
+
 def test_a_disturbed_round_is_run_again_and_counted() -> None:
     calm = take(FakeBench(TIMES_US), target=NEVER, max_rounds=40)
     estimates = ESTIMATES * len(TIMES_US)
@@ -504,4 +521,4 @@ def test_an_interval_wider_than_was_asked_for_is_known_by_its_samples(
 ) -> None:
     timed = take(FakeBench(TIMES_US, noise=noise), target=target)
     assert timed.target == target
-    assert analyse.is_wide(timed, timed.headline) is wide
+    assert analyse.is_wide(timed) is wide

@@ -298,6 +298,13 @@ def test_what_was_asked_to_run_beside_the_baselines_has_a_column_where_it_ran() 
     assert (row["speedup_fill"], row["speedup_eager"]) == pytest.approx((0.7, 2.5))
 
 
+def test_the_best_baseline_is_the_fastest_of_all_rounds_though_the_pilot_chose_another() -> None:
+    times_us = {"solution": 100.0, "cudnn": 183.0, "eager": 150.0}
+    (row,) = json.loads(report.table([record(timed=timed(times_us, headline="cudnn"))], "json"))
+    assert (row["best"], row["best_us"]) == ("eager", 150.0)
+    assert (row["speedup"], row["speedup_cudnn"], row["speedup_eager"]) == pytest.approx((1.5, 1.83, 1.5))
+
+
 def test_csv_has_a_header_and_an_empty_field_where_nothing_is() -> None:
     rows = list(csv.DictReader(io.StringIO(report.table([record(), failed(), cpu(record())], "csv"))))
     assert [one["status"] for one in rows] == ["PASS", "WRONG", "PASS"]

@@ -188,3 +188,12 @@ def test_a_problem_by_path_must_at_least_write_its_outputs() -> None:
     assert (fast.status, fast.roofline) == (Status.INVALID, honest.roofline)
     small = weighed([0.01] * 24, problem=FOREIGN, output_bytes=H200.l2_bytes)  # they may stay in L2
     assert (small.status, small.roofline["floor_us"]) == (Status.PASS, 0.0)
+
+
+@pytest.mark.parametrize(("eager", "flags"), [(12.0, ("over_10x",)), (9.0, ())])
+def test_ten_times_the_faster_baseline_wants_a_second_look(eager: float, flags: tuple[str, ...]) -> None:
+    times_us = {"solution": 2 * FLOOR_US, "cudnn": 24 * FLOOR_US, "eager": 2 * eager * FLOOR_US}
+    ruling = _plain({"timed": to_json(timed(times_us)), "checked": to_json(CHECKED)})
+    job = Job(load.Solution("x", Path("x.py"), '"""X."""'), CELL)
+    made = weigh.make_record(OURS, job, {}, "h200", ruling, "00")
+    assert tuple(flag for flag in made.flags if flag == "over_10x") == flags

@@ -9,5 +9,6 @@ callable that is timed.
 The runner sets the TF32 switches itself, for a baseline before each of its calls as for a solution before it
 is built, and a baseline touches neither them nor a dtype. So where a solution may use TF32 the baselines
 may, too, and where it may not they compute in IEEE fp32; cuDNN has no TF32 for some problems and is then
-more precise. The headline, the fastest of its candidates, is of the cell's arithmetic or a more precise one.
+more precise. The headline, which a pilot chooses of its candidates, is of the cell's arithmetic or a more
+precise one. A speed-up is over the headline or over `eager`, which runs in all rounds, too: the faster one.
 """
