@@ -336,11 +336,10 @@ def test_a_class_is_drawn_until_it_is_no_luck() -> None:
     ):
         truths = [torch.ones(shape, dtype=torch.float64) for shape in shapes]
         oracle = Told(truths, None, [[y * 0 for y in truths]])
-        if shapes != ((1, 0),):
-            hold(oracle, [y.float() for y in truths])
-        else:
-            told = cast("Oracle", oracle)
-            check._class_errors(told, [torch.arange(1)], truths, torch.Generator(), by_channel=False)
+        assert check._draws(truths, by_channel=False) == draws
+        if shapes == ((1, 0),):
+            continue
+        hold(oracle, [y.float() for y in truths])
         assert oracle.draws == [(what, draw) for draw in range(draws) for what in ("perturb", "model")]
 
 
@@ -359,11 +358,10 @@ def test_a_class_is_drawn_for_as_many_channels_as_are_no_luck() -> None:
     ):
         truths = [torch.ones(shape, dtype=torch.float64) for shape in shapes]
         oracle = Told(truths, None, [[y * 0 for y in truths]])
-        if shapes != ((2, 0, 99),):
-            hold(oracle, [y.float() for y in truths], torch.ones((), dtype=torch.bool))
-        else:
-            told = cast("Oracle", oracle)
-            check._class_errors(told, [torch.arange(2)], truths, torch.Generator(), by_channel=True)
+        assert check._draws(truths, by_channel=True) == draws
+        if shapes == ((2, 0, 99),):
+            continue
+        hold(oracle, [y.float() for y in truths], torch.ones((), dtype=torch.bool))
         assert oracle.draws == [(what, draw) for draw in range(draws) for what in ("perturb", "model")]
 
 
@@ -470,3 +468,88 @@ def test_form() -> None:
     for outputs, expected, complaint in FORMS:
         found = check.form(outputs, expected)
         assert found.startswith(complaint) if complaint else not found
+
+
+def test_how_much_is_looked_at_at_once_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two slices of eight: in columns of one, two, and four, the last looked at alone or not."""
+    truth = torch.full((2, 8), LEVEL, dtype=torch.float64)
+    own, error = truth * 0, truth * 0
+    own[0, 1], own[1, 6] = 3.0, 4.0
+    error[0, 2], error[1, 3], error[1, 5] = 6.0, 6.0, 5.0
+    reached = torch.tensor([[True] * 7 + [False]])
+    for chunk in (2**24, 1, 4, 6, 8):
+        monkeypatch.setattr(check, "_CHUNK_ELEMENTS", chunk)
+        for mask in (None, reached):
+            found = budget(judged(error, own, reached=mask))
+            count = 16 if mask is None else 7
+            assert not judged(error, own, reached=mask).wrong
+            norms = (math.hypot(6, 6, 5), 5.0) if mask is None else (6.0, 3.0)
+            size = LEVEL * math.sqrt(count)
+            assert found.normwise == near(norms[0] / size)
+            assert found.normwise_budget == near(1.5 * (1 + 3 / math.sqrt(count)) * norms[1] / size)
+            assert found.elementwise == near(6.0 / LEVEL)
+        wrong = judged(error * 4, own)
+        assert wrong.wrong == f"values: {LEVEL + 24:.6g} instead of {LEVEL:.6g} at [0, 2]"
+        assert judged(own * 0 + (own == 4) * 50, own / 8).wrong.endswith(" at [1, 6]")
+        spoilt = error * 0
+        spoilt[1, 4] = math.nan
+        assert judged(spoilt).wrong.endswith(f"nan instead of {LEVEL:.6g} at [1, 4]")
+        far = truth * 0
+        far[0, 0] = 1.0
+        assert not judged(far, far * 0, (far * 8,)).kernelbench_close
+        numbers = torch.arange(16).reshape(2, 8)
+        off = numbers.clone()
+        off[1, 5] = 0
+        assert hold(Told([numbers], None, []), [off]).wrong == "values: 0 instead of 13 at [1, 5]"
+
+
+def test_many_small_errors_may_be_more_than_one_large() -> None:
+    """The reference loses 2 in one of 16 elements, by which a norm of 5.25 is allowed and 8 in each."""
+    own = at(16, 2.0)
+    assert not judged(torch.full((1, 16), 1.3), own).wrong
+    assert judged(torch.full((1, 16), 1.32), own).wrong
+
+
+def test_a_class_is_drawn_where_any_output_is_no_integer() -> None:
+    numbers, values = torch.arange(64).reshape(1, 64), torch.ones((1, 64), dtype=torch.float64)
+    alone, both = Told([numbers], None, []), Told([numbers, values], None, [[numbers * 0, values * 0]])
+    assert not hold(alone, [numbers]).wrong
+    assert not hold(both, [numbers, values.float()]).wrong
+    assert (alone.draws, both.draws) == ([], [("perturb", 0), ("model", 0)])
+
+
+def test_a_share_is_the_worst_of_all_populations() -> None:
+    tally = check.Tally()
+    assert tally.share == 0.0
+    tally.add(PopulationError("reached", 1.0, 2.0, 3.0, 4.0))
+    tally.add(PopulationError("structural", 0.0, 1.0, 0.5, 1.0))
+    assert tally.share == 0.75
+
+
+@dataclass
+class Cramped(Told):
+    """An oracle beside which there is no room so many times."""
+
+    failures: int = 1
+
+    def class_model(self, inputs: Sequence[Any], generator: torch.Generator, draw: int) -> list[torch.Tensor]:
+        if self.failures:
+            self.failures -= 1
+            raise torch.OutOfMemoryError("out of memory")
+        return super().class_model(inputs, generator, draw)
+
+
+def test_the_truth_waits_on_the_host_where_the_device_has_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    cpu = torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda y: (told.append("waits"), cpu(y))[1])
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: told.append("emptied"))
+    truth = torch.full((1, 64), LEVEL, dtype=torch.float64)
+    for failures, expected in ((0, []), (1, ["emptied", "waits"])):
+        told.clear()
+        found = hold(Cramped([truth], None, [[truth * 0]], failures=failures), [truth.float() + 1])
+        assert found.wrong
+        assert told == expected
+    with pytest.raises(torch.OutOfMemoryError):
+        hold(Cramped([truth], None, [[truth * 0]], failures=2), [truth.float()])
+    assert told == ["emptied", "waits"] * 2

@@ -16,7 +16,6 @@ from runner.judge import check
 SOURCE = Path(check.__file__).read_text()
 TESTS = [test for name, test in vars(core).items() if name.startswith("test_")]
 #: Changes of a line that no test could notice, with the reason.
-_PEAK = "torch.stack([peak(e) for e in allowed]).amax(dim=0) + peak(flushed)"
 EQUIVALENT = {
     "_CHUNK_ELEMENTS = 2**24  # 2 -> 3": "how much is compared at once changes no verdict",
     "_CHUNK_ELEMENTS = 2**24  # 24 -> 25": "how much is compared at once changes no verdict",
@@ -28,10 +27,13 @@ EQUIVALENT = {
     ),
     "return torch.isin(truth, torch.cat([truth.new_zeros(1), *(v.to(truth.dtype) for v in vectors)]))"
     "  # 1 -> 2": "a second zero is no other value",
-    **dict.fromkeys(
-        (f"may_peak = {_PEAK} + _TINY  # {_PEAK} + _TINY -> {_PEAK}{end}" for end in ("", " - _TINY")),
-        "a share of every output is far above the tiniest number",
+    "off = _finite(self._error(self._out[:, part], part)).abs() * self._mask[:, part]  # "
+    "_finite(self._error(self._out[:, part], part)).abs() * self._mask[:, part] -> "
+    "_finite(self._error(self._out[:, part], part)).abs() / self._mask[:, part]": (
+        "no quotient by zero is the peak"
     ),
+    "step = _CHUNK_ELEMENTS // slices  # of which there are as many only if they are as small"
+    "  # _CHUNK_ELEMENTS // slices -> _CHUNK_ELEMENTS * slices": "how much is looked at changes no verdict",
 }
 
 Operator = type[ast.cmpop | ast.operator | ast.boolop]

@@ -153,6 +153,11 @@ FAULTS = {
         "self.register_buffer('f', torch.ones(5) + 0j)",
         "complex parameters or buffers",
     ),
+    "always one": ("answer", "x.sign().abs()", "one kept from others would pass"),
+    "whole numbers again": ("inputs", "[torch.arange(15).reshape(3, 5)]", "one kept from others would pass"),
+    "drowned": ("answer", "1e6 + x * 1e-3", "one kept from others would pass"),
+    "beyond": ("answer", "x.abs() * 1e30 * 1e30", "one kept from others would pass"),
+    "chaos": ("answer", "(1e9 * x).sin()", "one kept from others would pass"),
     "empty": ("inputs", "[torch.randn(0, 5)]", "an input or an output without elements"),
     "imports": ("init", "[]\nimport no_such_module", "No module named 'no_such_module'"),
 }
@@ -182,6 +187,15 @@ MODELS = {
     "multiplies": ("self.w = nn.Parameter(torch.rand(4096, 8))", "x @ self.w", "[torch.rand(16, 4096)]"),
     "averages": ("pass", "(x.float() / 255).mean((2, 3))", "[torch.randint(256, (4, 3, 33, 33))]"),
     "slices": ("self.fc = nn.Linear(5, 4)", "self.fc(x)[:, -1]", "[torch.randn(3, 50, 5)]"),
+    "repeats": ("pass", "x.mean(1, True).expand(-1, 5).contiguous()", "[torch.randn(3, 5)]"),
+    "masks": ("pass", "x * (x == x.round())", "[torch.randint(-9, 9, (64, 5)).float()]"),
+    "looks up": ("self.e = nn.Embedding(9, 4)", "self.e(x.long())", "[torch.randint(9, (64,)).float()]"),
+    "means": ("pass", "x.mean()", "[torch.randn(64, 5)]"),
+    "channels last": (
+        "self.c = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)",
+        "self.c(x.to(memory_format=torch.channels_last))",
+        "[torch.randn(2, 3, 6, 6)]",
+    ),
     "shapes": ("pass", "x.reshape(shape)", "[torch.randn(3, 5), (5, 3)]"),
     "draws rates": (
         "self.rates = [v.item() for v in torch.linspace(0, 1, 3)]",
@@ -204,12 +218,15 @@ ANSWERS = {
     "no affine part": ("normalises", "(x - x.mean(0)) / (x.var(0, False) + 1e-5).sqrt()", False),
     "no table": ("keeps a table", "x * 0", False),
     "one after another": ("sums", "sum(x.unbind())", True),
-    "in halves": ("sums", "x.half().float().sum(0)", False),
+    "in bfloat16": ("sums", "x.bfloat16().float().sum(0)", False),
     "in TF32": ("multiplies", f"{IN_TF32.format('x')} @ {IN_TF32.format('self.w')}", False),
     "in float64": ("averages", "(x.double() / 255).mean((2, 3)).float()", True),
     "one off": ("averages", "(x.float() / 256).mean((2, 3))", False),
     "all true": ("tells", "self.fc(x) > -99", False),
     "a scale of one": ("scales", "x * 1", False),
+    "zeros for a mask": ("masks", "x * 0", False),
+    "zeros for a table": ("looks up", "self.e(x.long()) * 0", False),
+    "four in five": ("means", "x[:, 1:].mean()", False),
 }
 
 

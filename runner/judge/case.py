@@ -11,9 +11,10 @@ from torch import nn
 
 from runner import load
 from runner.channel import MAX_OUTPUTS
+from runner.judge.check import Tally, compare
 from runner.judge.inputs import SCALES, TORCH_DTYPES, draw_mixture, lay_out
 from runner.judge.oracle import Oracle
-from runner.judge.reference import ProblemFault, blamed, outputs_of, watched
+from runner.judge.reference import ProblemFault, Products, blamed, outputs_of, watched
 from runner.models import construct, settle
 from runner.schema import Cell
 
@@ -25,6 +26,8 @@ SLOT_SHARE = 1 / 20
 _SAMPLE = 64
 #: Share by which parameters are varied that a constructor sets to one value.
 _VARIED = 0.1
+#: An answer to other inputs has to miss its budget this many times: a mean of answers misses by less.
+DISTINCT_SHARE = 2.0
 #: A frame tells of outputs of so many dimensions.
 MAX_DIMENSIONS = 8
 #: Beside inputs and outputs: three CUDA contexts, the oracle's chunks, library workspaces.
@@ -69,6 +72,7 @@ class Case:
             self.state,
             self.dtype,
             cell.arithmetic,
+            exact_integers=problem.foreign,
         )
         self.expected = self._expected(specimens)
         given = [v for v in specimens if isinstance(v, torch.Tensor)]
@@ -76,6 +80,8 @@ class Case:
             raise ProblemFault("the problem has an input or an output without elements")
         self.output_bytes = sum(-(-_extent(y) * y.element_size() // 256) * 256 for y in self.expected)
         self.reached = self._reached()
+        if problem.foreign:
+            self._require_distinct_answers()
 
     def _listed(self, function: str) -> list[Any]:
         with blamed(function):
@@ -95,19 +101,12 @@ class Case:
         return [v.to("meta") if isinstance(v, torch.Tensor) else v for v in drawn]
 
     def _expected(self, specimens: list[Any]) -> list[torch.Tensor]:
-        """The outputs' form, from the reference on meta tensors, or where it needs values on a draw."""
-        inputs = [
-            v.to(self.dtype) if isinstance(v, torch.Tensor) and v.is_floating_point() else v
-            for v in specimens
-        ]
-        try:
-            with torch.device("meta"):
-                model = construct(self.module.Model, self.init)
-                outputs = outputs_of(settle(model, torch.device("meta"), self.dtype), inputs)
-        except ProblemFault:
-            raise
-        except Exception:  # noqa: BLE001 - a problem's code, which may raise anything
-            outputs = self._expected_of_a_draw()
+        """The outputs' form, from the reference on meta tensors, or where it needs values on a draw.
+
+        A stranger's strides may be those of the device's own kernels, which meta tensors do not know.
+        """
+        outputs = None if self.problem.foreign else self._expected_on_meta(specimens)
+        outputs = outputs or self._expected_of_a_draw()
         for index, one in enumerate(outputs):
             if one.is_complex() or one.is_sparse or one.dim() > MAX_DIMENSIONS:
                 form = f"a {one.layout} tensor of {one.dtype} with {one.dim()} dimensions"
@@ -117,17 +116,50 @@ class Case:
                 )
         return outputs
 
+    def _expected_on_meta(self, specimens: list[Any]) -> list[torch.Tensor] | None:
+        inputs = [
+            v.to(self.dtype) if isinstance(v, torch.Tensor) and v.is_floating_point() else v
+            for v in specimens
+        ]
+        try:
+            with torch.device("meta"):
+                model = construct(self.module.Model, self.init)
+                return outputs_of(settle(model, torch.device("meta"), self.dtype), inputs)
+        except ProblemFault:
+            raise
+        except Exception:  # noqa: BLE001 - a problem's code, which may raise anything
+            return None
+
     def _expected_of_a_draw(self) -> list[torch.Tensor]:
-        block = torch.zeros(self.inputs.size, dtype=torch.uint8, device=self.device)
-        self.draw_own(block)
-        inputs = self.inputs.views(block)
-        with blamed("Model"):
+        inputs = self._drawn()
+        with blamed("Model"), Products() as products:  # type: ignore[no-untyped-call]
             outputs = self.oracle.observed(inputs)
             if outputs is None:
                 outputs = [
                     y.to(self.dtype) if y.is_floating_point() else y for y in self.oracle.truth(inputs)
                 ]
-        return [torch.empty_strided(y.shape, y.stride(), dtype=y.dtype, device="meta") for y in outputs]
+        if self.cell.arithmetic == "tf32" and not products.found:
+            self.oracle.arithmetic = "fp32"  # what multiplies no matrices has nothing to gain from TF32
+        return [_like(y) for y in outputs]
+
+    def _drawn(self) -> list[Any]:
+        """Inputs as the problem draws them."""
+        block = torch.zeros(self.inputs.size, dtype=torch.uint8, device=self.device)
+        self.draw_own(block)
+        return self.inputs.views(block)
+
+    def _require_distinct_answers(self) -> None:
+        """Raise ProblemFault where an answer to other inputs would pass, or one constant for all."""
+        kept = self.oracle.truth(self._drawn())
+        answers = [y.to(want.dtype) for y, want in zip(kept, self.expected, strict=True)]
+        del kept
+        tally = Tally()
+        compare(answers, self._drawn(), self.oracle, self.reached, self.generator, tally)
+        if not tally.wrong or 0 < tally.share <= DISTINCT_SHARE:
+            raise ProblemFault(
+                f"in {self.cell.arithmetic} the problem's answers hardly depend on its inputs: one kept from "
+                "others would pass"
+            )
 
     def _reached(self) -> list[torch.Tensor] | None:
         if getattr(self.module, "BATCH_DIM", None) != 0:
@@ -244,6 +276,14 @@ def _vary(model: nn.Module) -> None:
         if value.is_floating_point() and value.numel() and bool((value == value.flatten()[0]).all()):
             value.mul_(1 + _VARIED * (2 * torch.rand_like(value) - 1))
             value.add_(_VARIED * torch.rand_like(value) * (value == 0))
+
+
+def _like(output: torch.Tensor) -> torch.Tensor:
+    """An output's form; one that repeats itself in memory has to be written out."""
+    overlaps = any(n > 1 and not stride for n, stride in zip(output.shape, output.stride(), strict=True))
+    if overlaps:
+        return torch.empty(output.shape, dtype=output.dtype, device="meta")
+    return torch.empty_strided(output.shape, output.stride(), dtype=output.dtype, device="meta")
 
 
 def _extent(tensor: torch.Tensor) -> int:

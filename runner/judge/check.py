@@ -9,7 +9,7 @@ and what the class model loses, so a kernel that is more accurate than the refer
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,7 @@ _UNPERTURBED = 1e-6
 #: moves all outputs of its channel alike where inputs are alike: so many channels, too.
 _MIN_CLASS_ERRORS, _MIN_CLASS_CHANNELS, _MOST_DRAWS = 64, 16, 16
 _CHUNK_ELEMENTS = 2**24
+_Sizes = tuple[torch.Tensor, torch.Tensor]
 #: KernelBench: atol = rtol, by precision.
 _KERNELBENCH_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1e-2}
 
@@ -47,6 +48,11 @@ class Tally:
     def errors(self) -> tuple[PopulationError, ...]:
         """The worst of each population."""
         return tuple(self.worst.values())
+
+    @property
+    def share(self) -> float:
+        """The worst error as a share of its budget; 0 where nothing was measured."""
+        return max(map(_share, self.errors), default=0.0)
 
     def add(self, error: PopulationError) -> None:
         """Keep the worst."""
@@ -96,20 +102,54 @@ def compare(
     """Hold `outputs` against the oracle on the same inputs, into `tally`.
 
     `reached` has a mask per output that broadcasts over samples, and means that samples are
-    independent: the oracle then works in chunks of them. None: one slice, one population.
+    independent: the oracle then works in chunks of them. None: one slice, one population. Where the device
+    has too little room for that, the truth waits on the host. Raises torch.OutOfMemoryError where that is
+    not enough.
     """
+    masks: Sequence[torch.Tensor | None] = [None] * len(outputs) if reached is None else reached
     for part_in, part_out in _chunks(inputs, outputs, sliced=reached is not None):
-        truths = oracle.truth(part_in)
-        observed = oracle.observed(part_in)
-        by_channel = reached is not None and oracle.arithmetic == "tf32"
-        classes = _class_errors(oracle, part_in, truths, generator, by_channel=by_channel)
-        for index, (out, truth) in enumerate(zip(part_out, truths, strict=True)):
-            mask = None if reached is None else reached[index]
-            seen = None if observed is None else observed[index]
-            errors = [drawn[index] for drawn in classes]
-            _compare_one(out, truth, seen, errors, mask, oracle.parameters, tally)
-            if tally.wrong:
-                return
+        for truths_on_host in (False, True):
+            try:
+                _compare_part(part_out, part_in, oracle, masks, generator, tally, truths_on_host)
+                break
+            except torch.OutOfMemoryError:
+                if truths_on_host:
+                    raise
+            torch.cuda.empty_cache()  # out of the handler, since what it handles holds all that did fit
+        if tally.wrong:
+            return
+
+
+def _compare_part(
+    outputs: Sequence[torch.Tensor],
+    inputs: Sequence[Any],
+    oracle: Oracle,
+    masks: Sequence[torch.Tensor | None],
+    generator: torch.Generator,
+    tally: Tally,
+    truths_on_host: bool,
+) -> None:
+    """Hold some samples, or all, one answer of the oracle at a time: the largest leave room for few."""
+    truths = [y.cpu() if truths_on_host else y for y in oracle.truth(inputs)]
+    held = [_Held(*of_one) for of_one in zip(outputs, truths, masks, strict=True)]
+    for one in held:
+        tally.wrong = tally.wrong or one.misclassed()
+    if tally.wrong:
+        return
+    # popped in a call, since a name would hold an answer while the next is made
+    answers: list[torch.Tensor | None] = list(oracle.observed(inputs) or ())
+    answers = answers or [None] * len(held)
+    for one in held:
+        one.observe(answers.pop(0), tally)
+    draws = _draws(truths, by_channel=masks[0] is not None and oracle.arithmetic == "tf32")
+    for draw in range(draws if any(one.is_floating for one in held) else 0):
+        oracle.perturb(generator, draw)
+        model = list(oracle.class_model(inputs, generator, draw))
+        for one in held:
+            one.allow(model.pop(0))
+    for one in held:
+        if one.is_floating and not tally.wrong:
+            one.judge(oracle.parameters, tally)
 
 
 def _chunks(
@@ -126,156 +166,189 @@ def _chunks(
         yield [x[part] if isinstance(x, torch.Tensor) else x for x in inputs], [y[part] for y in outputs]
 
 
-def _class_errors(
-    oracle: Oracle,
-    inputs: Sequence[Any],
-    truths: Sequence[torch.Tensor],
-    generator: torch.Generator,
-    *,
-    by_channel: bool,
-) -> list[list[torch.Tensor]]:
+def _draws(truths: Sequence[torch.Tensor], *, by_channel: bool) -> int:
     fewest = min(max(1, t[0].numel() if t.dim() else 1) for t in truths)
     draws = -(-_MIN_CLASS_ERRORS // fewest)
     if by_channel:
         channels = min(max(1, t.shape[1] if t.dim() > 1 else 1) for t in truths)
         draws = max(draws, -(-_MIN_CLASS_CHANNELS // channels))
-    found = []
-    for draw in range(min(draws, _MOST_DRAWS)):
-        oracle.perturb(generator, draw)
-        model = oracle.class_model(inputs, generator, draw)
-        found.append([y - t.double() for y, t in zip(model, truths, strict=True)])
-    return found
+    return min(draws, _MOST_DRAWS)
 
 
-def _compare_one(
-    out: torch.Tensor,
-    truth: torch.Tensor,
-    observed: torch.Tensor | None,
-    class_errors: list[torch.Tensor],
-    reached: torch.Tensor | None,
-    parameters: dict[str, torch.Tensor],
-    tally: Tally,
-) -> None:
-    expected = truth.to(out.dtype)
-    if not out.is_floating_point():
-        off = out != expected if observed is None else (out != expected) & (out != observed)
-        if bool(off.any()):
-            tally.wrong = f"values: {_first(off, out, truth)}"
-        return
-    tally.wrong = _classes(out, expected, truth)
-    if tally.wrong:
-        return
-    if observed is None:
-        observed = expected
-    tolerance = _KERNELBENCH_TOLERANCE.get(out.dtype, 1e-4)
-    tally.kernelbench_close &= bool(torch.allclose(out, observed, atol=tolerance, rtol=tolerance))
-    error = _finite(out.double() - truth)
-    rounding = _UNPERTURBED * _finite(truth)
-    allowed = [_finite(observed.double() - truth), *map(_finite, class_errors), rounding]
-    everywhere = torch.ones((), dtype=torch.bool, device=out.device)
-    main = everywhere if reached is None else reached
-    slices = reached is not None
-    _hold_main(error, truth, allowed, main, out, tally, slices=slices)
-    if reached is not None and not tally.wrong and not bool(reached.all()):
-        _hold_structural(error, truth, allowed, ~reached, out, parameters, tally)
+class _Held:
+    """An output beside its truth, while answers that an honest kernel may give pass by.
 
+    All is [slices, elements of one], and looked at in chunks of columns: what is kept of an answer is its
+    norm and its largest error per slice.
+    """
 
-def _classes(out: torch.Tensor, expected: torch.Tensor, truth: torch.Tensor) -> str:
-    """NaN and infinities must match by position; checked before any subtraction."""
-    same = (out.isnan() == expected.isnan()) & (out.isposinf() == expected.isposinf())
-    same &= out.isneginf() == expected.isneginf()
-    return "" if bool(same.all()) else f"NaN or infinity: {_first(~same, out, truth)}"
+    def __init__(self, out: torch.Tensor, truth: torch.Tensor, reached: torch.Tensor | None) -> None:
+        self.out, self.truth, self.reached = out, truth, reached
+        self.is_floating = out.is_floating_point()
+        slices = 1 if reached is None else len(out)
+        self._out, self._truth = out.reshape(slices, -1), truth.reshape(slices, -1)
+        every = torch.ones((1, 1), dtype=torch.bool, device=out.device).expand(1, self._out.shape[1])
+        self._mask = every if reached is None else reached.expand(1, *out.shape[1:]).reshape(1, -1)
+        #: Answers are kept only where outputs that no tap reaches may need them.
+        self._answers: list[torch.Tensor] | None = None if bool(self._mask.all()) else []
+        self._allowed: list[_Sizes] = []
+
+    def misclassed(self) -> str:
+        """NaN and infinities must match by position; looked at before any subtraction."""
+        for part in self._parts() if self.is_floating else ():
+            out, expected = self._out[:, part], self._expected(part)
+            same = (out.isnan() == expected.isnan()) & (out.isposinf() == expected.isposinf())
+            same &= out.isneginf() == expected.isneginf()
+            if not bool(same.all()):
+                return f"NaN or infinity: {self._told(~same, part)}"
+        return ""
+
+    def observe(self, seen: torch.Tensor | None, tally: Tally) -> None:
+        """Allow what the reference loses itself, and tell whether KernelBench would take it for that.
+
+        Integers may be what it says, or the truth, and nothing else.
+        """
+        answers = self._rows_of(seen)
+        if self.is_floating:
+            tolerance = _KERNELBENCH_TOLERANCE.get(self.out.dtype, 1e-4)
+            tally.kernelbench_close &= all(
+                torch.allclose(self._out[:, part], answers(part), atol=tolerance, rtol=tolerance)
+                for part in self._parts()
+            )
+            self._allow(seen)
+            return
+        for part in self._parts():
+            off = (self._out[:, part] != self._expected(part)) & (self._out[:, part] != answers(part))
+            if bool(off.any()):
+                tally.wrong = tally.wrong or f"values: {self._told(off, part)}"
+
+    def allow(self, answer: torch.Tensor) -> None:
+        """Allow what an answer of the class model loses."""
+        if self.is_floating:
+            self._allow(answer)
+
+    def judge(self, parameters: dict[str, torch.Tensor], tally: Tally) -> None:
+        """Hold the output against what was allowed."""
+        self._hold_main(tally)
+        if self._answers is not None and not tally.wrong:
+            self._hold_structural(parameters, tally)
+
+    def _allow(self, answer: torch.Tensor | None) -> None:
+        answers = self._rows_of(answer)
+        self._allowed.append(self._sizes(lambda part: self._error(answers(part), part)))
+        if self._answers is not None:
+            self._answers.append(self._expected(slice(None)) if answer is None else answer)
+
+    def _hold_main(self, tally: Tally) -> None:
+        """Normwise and elementwise, per slice."""
+        floor = torch.finfo(self.out.dtype).smallest_normal
+        # an output so small may be flushed to zero; the others gain nothing from that
+        flushed = self._sizes(lambda part: (self._true(part).abs() < floor).double() * floor)
+        error = self._sizes(lambda part: self._error(self._out[:, part], part))
+        size = self._sizes(self._true)
+        may_norm, may_peak = (
+            torch.stack([*(sizes[i] for sizes in self._allowed), _UNPERTURBED * size[i]]).amax(dim=0)
+            + flushed[i]
+            + _TINY
+            for i in (0, 1)
+        )
+        count = self._mask.sum().clamp(min=1)
+        factor = NORMWISE_FACTOR * (1.0 + _LUCK / count.sqrt())
+        norm_share, peak_share = error[0] / (factor * may_norm), error[1] / (ELEMENTWISE_FACTOR * may_peak)
+        row = int(torch.maximum(norm_share, peak_share).argmax())
+        scale = max(float(size[0][row]), floor)
+        rms = scale / math.sqrt(float(count))
+        tally.add(
+            PopulationError(
+                population="reached",
+                normwise=float(error[0][row]) / scale,
+                normwise_budget=float((factor * may_norm)[row]) / scale,
+                elementwise=float(error[1][row]) / rms,
+                elementwise_budget=ELEMENTWISE_FACTOR * float(may_peak[row]) / rms,
+            )
+        )
+        if not (float(norm_share[row]) <= 1.0 and float(peak_share[row]) <= 1.0):
+            tally.wrong = f"values: {self._worst(float(error[1].max()))}"
+
+    def _hold_structural(self, parameters: dict[str, torch.Tensor], tally: Tally) -> None:
+        """An output that no tap reaches is zero or a parameter, up to one rounding of the dtype.
+
+        If the reference computes it, as a second layer does with the bias of a first, it may also lose what
+        the class loses of such outputs.
+        """
+        every, mask, info = slice(None), ~self._mask, torch.finfo(self.out.dtype)
+        size = _finite(self._true(every)).abs()
+        unit = info.eps * size + info.smallest_normal
+        off = _finite(self._error(self._out, every)).abs() * mask
+        if bool((off > unit).any()):
+            # the same in every sample; to tell is slow, and most answers need no more than a rounding
+            computed = mask & ~_is_copy(self._true(every)[:1], parameters)
+            rows = [self._rows_of(answer)(every) for answer in self._answers or ()]
+            losses = [_UNPERTURBED * size, *(_finite(self._error(answer, every)) for answer in rows)]
+            unit = unit + computed * ELEMENTWISE_FACTOR * max(
+                float((e * computed).abs().max()) for e in losses
+            )
+        units = off / unit
+        worst = float(units.max())
+        tally.add(PopulationError("structural", 0.0, 1.0, worst, 1.0))
+        if not worst <= 1.0:
+            tally.wrong = f"values where no tap reaches: {self._told(units > 1.0, every)}"
+
+    def _parts(self) -> Iterator[slice]:
+        slices, columns = self._out.shape
+        step = _CHUNK_ELEMENTS // slices  # of which there are as many only if they are as small
+        return (slice(at, at + step) for at in range(0, columns, step))
+
+    def _true(self, part: slice) -> torch.Tensor:
+        return self._truth[:, part].to(self.out.device)
+
+    def _expected(self, part: slice) -> torch.Tensor:
+        return self._true(part).to(self.out.dtype)
+
+    def _rows_of(self, answer: torch.Tensor | None) -> Callable[[slice], torch.Tensor]:
+        """Columns of an answer, or, where there is none, of the truth as the output's dtype has it."""
+        if answer is None:
+            return self._expected
+        rows = answer.reshape(self._out.shape)
+        return lambda part: rows[:, part]
+
+    def _error(self, answer: torch.Tensor, part: slice) -> torch.Tensor:
+        return answer.double() - self._true(part)
+
+    def _sizes(self, values: Callable[[slice], torch.Tensor]) -> _Sizes:
+        """Norm and largest per slice of values in float64, [slices, columns], where taps reach."""
+        squares = torch.zeros(len(self._out), dtype=torch.float64, device=self.out.device)
+        peaks = squares.clone()
+        for part in self._parts():
+            some = _finite(values(part)) * self._mask[:, part]
+            squares += some.square().sum(dim=1)
+            peaks = torch.maximum(peaks, some.abs().amax(dim=1))
+        return squares.sqrt(), peaks
+
+    def _worst(self, peak: float) -> str:
+        for part in self._parts():
+            off = _finite(self._error(self._out[:, part], part)).abs() * self._mask[:, part]
+            if bool((off == peak).any()):
+                return self._told(off == peak, part)
+        return ""
+
+    def _told(self, wrong: torch.Tensor, part: slice) -> str:
+        """Name the first of the elements of some columns that are wrong."""
+        row, column = divmod(int(wrong.flatten().byte().argmax()), wrong.shape[1])
+        at = row * self._out.shape[1] + (part.start or 0) + column
+        place: list[int] = []
+        for extent in reversed(self.out.shape):
+            at, index = divmod(at, extent)
+            place.insert(0, index)
+        out, truth = (float(y[tuple(place)]) for y in (self.out, self.truth))
+        return f"{out:.6g} instead of {truth:.6g} at {place}"
 
 
 def _finite(error: torch.Tensor) -> torch.Tensor:
     return torch.nan_to_num(error, nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def _hold_main(
-    error: torch.Tensor,
-    truth: torch.Tensor,
-    allowed: list[torch.Tensor],
-    mask: torch.Tensor,
-    out: torch.Tensor,
-    tally: Tally,
-    *,
-    slices: bool,
-) -> None:
-    """Normwise and elementwise, per slice; `allowed` are errors that an honest kernel may make."""
-    floor = torch.finfo(out.dtype).smallest_normal
-    # an output so small may be flushed to zero; the others gain nothing from that
-    flushed = (truth.abs() < floor) * floor
-
-    def norm(x: torch.Tensor) -> torch.Tensor:
-        total: torch.Tensor = torch.linalg.vector_norm(_rows(x * mask, slices), dim=1)
-        return total
-
-    def peak(x: torch.Tensor) -> torch.Tensor:
-        return _rows((x * mask).abs(), slices).amax(dim=1)
-
-    size = _finite(truth)
-    count = _rows(mask.expand_as(truth), slices).sum(dim=1).clamp(min=1)
-    may_norm = torch.stack([norm(e) for e in allowed]).amax(dim=0) + norm(flushed) + _TINY
-    may_peak = torch.stack([peak(e) for e in allowed]).amax(dim=0) + peak(flushed) + _TINY
-    factor = NORMWISE_FACTOR * (1.0 + _LUCK / count.sqrt())
-    total, worst = norm(error), peak(error)
-    norm_share, peak_share = total / (factor * may_norm), worst / (ELEMENTWISE_FACTOR * may_peak)
-    row = int(torch.maximum(norm_share, peak_share).argmax())
-    scale = max(float(norm(size)[row]), floor)
-    rms = scale / math.sqrt(float(count[row]))
-    tally.add(
-        PopulationError(
-            population="reached",
-            normwise=float(total[row]) / scale,
-            normwise_budget=float((factor * may_norm)[row]) / scale,
-            elementwise=float(worst[row]) / rms,
-            elementwise_budget=ELEMENTWISE_FACTOR * float(may_peak[row]) / rms,
-        )
-    )
-    if not (float(norm_share[row]) <= 1.0 and float(peak_share[row]) <= 1.0):
-        off = (error * mask).abs()
-        tally.wrong = f"values: {_first(off == off.max(), out, truth)}"
-
-
-def _hold_structural(
-    error: torch.Tensor,
-    truth: torch.Tensor,
-    allowed: list[torch.Tensor],
-    mask: torch.Tensor,
-    out: torch.Tensor,
-    parameters: dict[str, torch.Tensor],
-    tally: Tally,
-) -> None:
-    """An output that no tap reaches is zero or a parameter, up to one rounding of the dtype.
-
-    If the reference computes it, as a second layer does with the bias of a first, it may also lose what the
-    class loses of such outputs.
-    """
-    info = torch.finfo(out.dtype)
-    unit = info.eps * _finite(truth).abs() + info.smallest_normal
-    off = (error * mask).abs()
-    if bool((off > unit).any()):
-        # the same in every sample; to tell is slow, and most answers need no more than a rounding
-        computed = mask & ~_is_copy(truth[:1], parameters)
-        unit = unit + computed * ELEMENTWISE_FACTOR * max(float((e * computed).abs().max()) for e in allowed)
-    units = off / unit
-    worst = float(units.max())
-    tally.add(PopulationError("structural", 0.0, 1.0, worst, 1.0))
-    if not worst <= 1.0:
-        tally.wrong = f"values where no tap reaches: {_first(units > 1.0, out, truth)}"
-
-
 def _is_copy(truth: torch.Tensor, parameters: dict[str, torch.Tensor]) -> torch.Tensor:
     """Whether each value is zero or an element of a vector of parameters: nothing was computed."""
     vectors = [value for value in parameters.values() if value.dim() == 1 and value.is_floating_point()]
     return torch.isin(truth, torch.cat([truth.new_zeros(1), *(v.to(truth.dtype) for v in vectors)]))
-
-
-def _rows(x: torch.Tensor, slices: bool) -> torch.Tensor:
-    return x.reshape(len(x), -1) if slices else x.reshape(1, -1)
-
-
-def _first(wrong: torch.Tensor, out: torch.Tensor, truth: torch.Tensor) -> str:
-    place = [int(i) for i in wrong.nonzero()[0]]
-    at = tuple(place)
-    return f"{float(out[at]):.6g} instead of {float(truth[at]):.6g} at {place}"

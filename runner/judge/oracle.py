@@ -33,8 +33,12 @@ class Oracle:
         parameters: dict[str, torch.Tensor],
         dtype: torch.dtype,
         arithmetic: str,
+        *,
+        exact_integers: bool = False,
     ) -> None:
+        """Load the models. With `exact_integers` inputs of whole numbers, labels say, lose nothing."""
         self.dtype = dtype
+        self.exact_integers = exact_integers
         self.arithmetic = arithmetic
         self.parameters = parameters
         self.reference = _loaded(make(), parameters, dtype)
@@ -65,14 +69,17 @@ class Oracle:
 
     def class_model(self, inputs: Sequence[Any], generator: torch.Generator, draw: int) -> list[torch.Tensor]:
         """What an honest implementation of the class may answer; call `perturb` first."""
-        operands = [
-            self.operand(x, generator, draw) if isinstance(x, torch.Tensor) and x.is_floating_point() else x
-            for x in inputs
-        ]
+        operands = [self._input(x, generator, draw) for x in inputs]
         with _float64():
             lost = outputs_of(self._perturbed, operands)
-        # integers and truth values as they are
-        return [y.to(self.dtype).double() if y.is_floating_point() else y.double() for y in lost]
+        return [y.to(self.dtype) if y.is_floating_point() else y for y in lost]
+
+    def _input(self, value: Any, generator: torch.Generator, draw: int) -> Any:
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            return value
+        if self.exact_integers and bool((value == value.round()).all()):
+            return value.double()
+        return self.operand(value, generator, draw)
 
     def operand(self, value: torch.Tensor, generator: torch.Generator, draw: int) -> torch.Tensor:
         """Lose what the class may lose of an operand; draw 0 of TF32 is plain truncation."""
@@ -85,7 +92,8 @@ class Oracle:
             return (bits & ~0x1FFF).view(torch.float32).double()
         error = _FP32_OPERAND_ERROR if self.arithmetic == "fp32" else _ACCUMULATION_ERROR
         noise = torch.rand(value.shape, generator=generator, device=value.device, dtype=torch.float32)
-        return value.double() * (1.0 + error * (2.0 * noise.double() - 1.0))
+        # in place: of the largest inputs there is no room for a copy at each step
+        return noise.double().mul_(2.0).sub_(1.0).mul_(error).add_(1.0).mul_(value)
 
     def reached(self, inputs: Sequence[Any]) -> list[torch.Tensor]:
         """Which outputs depend on the inputs at all: the others are structurally constant.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Sequence
@@ -176,8 +177,13 @@ class Referee:
         reason = shortage(problem, cell, self.device)
         if reason:
             return Failed(Status.UNSUPPORTED, "plan", reason)
-        self.case = Case(problem, cell, self.device, entropy)
-        return None
+        with contextlib.suppress(torch.OutOfMemoryError):
+            self.case = Case(problem, cell, self.device, entropy)
+            make_room(self.device)
+            return None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return Failed(Status.UNSUPPORTED, "plan", f"the reference finds no room on {self.device}")
 
     def compare(
         self, problem: load.Problem, pair: tuple[load.Solution, load.Solution], cell: Cell, entropy: bytes

@@ -12,10 +12,12 @@ from dataclasses import replace
 from importlib import import_module
 from typing import Any, Protocol
 
+import torch
+
 from runner import analyse, load, measure
 from runner.channel import Call, Frame
 from runner.judge.bench import Bench, NoBaseline
-from runner.judge.case import Case
+from runner.judge.case import Case, make_room
 from runner.judge.company import Company
 from runner.judge.contestants import Foul
 from runner.judge.inspector import Inspector
@@ -142,6 +144,8 @@ class Timing:
         timed = self._measure(bench, baselines, (headline,) if headline else eligible, always)
         self._check_last(inspector, timed.samples[0].calls)
         self._tell(bench, timed)
+        if inspector.cramped:
+            self._remark("unchecked_rounds")
         samples = tuple(replace(s, config={**s.config, **self._config(s.variant)}) for s in timed.samples)
         return replace(timed, samples=samples, checked_calls=inspector.checked)
 
@@ -213,6 +217,13 @@ class Timing:
         with self.phases.phase("check"):
             inspector.bench.fresh(calls)
             inspector.bench.warm_up(inspector.variant, calls)
+            with contextlib.suppress(torch.OutOfMemoryError):
+                inspector.inspect(calls, thorough=True)
+                return
+            # all is timed: what the baselines hold is room
+            self.company.drop_trusted()
+            inspector.bench.forget_trusted()
+            make_room(self.case.device)
             inspector.inspect(calls, thorough=True)
 
     def _replay(self, bench: Bench, solution: load.Solution, timed: Timed) -> Timed:
