@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 FENCE = re.compile(r" {0,3}(`{3,}|~{3,})[ \t]*([^`\s]*)[^`]*")
 
 #: Languages of a block that may be the answer; a command line after it is none.
+ANSWER = re.compile(r"^class\s+ModelNew\b", re.MULTILINE)
 PYTHON = ("", "python", "python3", "py", "triton")
 
 
@@ -52,17 +53,19 @@ def correctness(records: Sequence[Record]) -> Correctness:
 
 
 def last_block(reply: str) -> str | None:
-    """Return the text of the last fenced block, of those of a language the last in Python's.
+    """Return the text of the last fenced block that defines `ModelNew`, else in Python, else of any language.
 
     None without one, and where the reply is cut off in one.
     """
-    blocks: list[tuple[bool, str]] = []
+    blocks: list[tuple[int, str]] = []  # how likely it is the answer
     lines: list[str] = []
     fence, language = "", ""
     for line in reply.split("\n"):
         mark = FENCE.fullmatch(line)
         if fence and mark and mark[1].startswith(fence) and not mark[2]:
-            blocks.append((language.lower() in PYTHON, "".join(f"{each}\n" for each in lines)))
+            text = "".join(f"{each}\n" for each in lines)
+            is_python = language.lower() in PYTHON
+            blocks.append((is_python + (is_python and bool(ANSWER.search(text))), text))
             fence = ""
         elif fence:
             lines.append(line)
@@ -70,4 +73,4 @@ def last_block(reply: str) -> str | None:
             fence, language, lines = mark[1], mark[2], []
     if fence or not blocks:
         return None
-    return next((text for is_python, text in reversed(blocks) if is_python), blocks[-1][1])
+    return max(reversed(blocks), key=lambda block: block[0])[1]

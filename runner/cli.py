@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -52,12 +53,13 @@ def _main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted: what is recorded stays; run again to go on", file=sys.stderr)
         return 130
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - Python would exit with 1, which says that a solution failed
         from runner.commands import exits  # noqa: PLC0415 - an error may take its time
 
         known = exits.of_error(error)
         if known is None:
-            raise
+            traceback.print_exc()
+            return exits.EXIT_HARNESS
         print(f"error: {error}", file=sys.stderr)
         return known
     return code

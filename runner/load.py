@@ -154,26 +154,46 @@ class Problem:
         return module
 
     def require_contract(self) -> None:
-        """Raise BadInput unless the three names of the contract are defined."""
+        """Raise BadInput unless the names of the contract are defined, and those that go with others."""
         names = {n.name for n in self._tree.body if isinstance(n, (ast.ClassDef, ast.FunctionDef))}
+        for node in self._tree.body:
+            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+            names |= {one.id for one in targets if isinstance(one, ast.Name)}
         missing = [n for n in ("Model", "get_inputs", "get_init_inputs") if n not in names]
+        missing += ["SWEEPS, which a Shape needs"] if "Shape" in names and "SWEEPS" not in names else []
+        for one, other in (("flops", "min_bytes"), ("min_bytes", "flops")):
+            missing += [f"{one}, which {other} needs"] if other in names and one not in names else []
         if missing:
             raise BadInput(f"problem '{self.path}' does not define {', '.join(missing)}")
+
+    @contextmanager
+    def _asked(self, name: str) -> Iterator[None]:
+        """Have what fails in the problem's own code be bad input."""
+        try:
+            yield
+        except BadInput:
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise BadInput(f"'{self.path}': {name} does not hold by its contract: {reason}") from error
 
     def sweeps(self, sms: int) -> dict[str, dict[str, Shape]]:
         """All sweeps by name, `waves` for a GPU with `sms` SMs included."""
         if self.foreign:
             return {"kernelbench": {self.name: {}}}
-        found = {name: dict(rows) for name, rows in self.outline.SWEEPS.items()}
+        with self._asked("SWEEPS"):
+            found = {name: _plain_rows(rows) for name, rows in self.outline.SWEEPS.items()}
         if hasattr(self.outline, "waves"):
-            found["waves"] = self.outline.waves(sms)
-        return {name: {label: _plain(row) for label, row in rows.items()} for name, rows in found.items()}
+            with self._asked("waves"):
+                found["waves"] = _plain_rows(self.outline.waves(sms))
+        return found
 
     def hidden_shape(self, rng: random.Random) -> Shape | None:
         """A shape that nobody could prepare for, or None where the problem has none."""
         if self.foreign or not hasattr(self.outline, "random_shape"):
             return None
-        return _plain(self.outline.random_shape(rng))
+        with self._asked("random_shape"):
+            return _plain(self.outline.random_shape(rng))
 
     def shape(self, values: Shape) -> Any:
         """The problem's own `Shape` with these fields, or None for a foreign file."""
@@ -183,7 +203,8 @@ class Problem:
         """Read `k=v,...`, every other field at its default; `3x5` is a size per axis."""
         if self.foreign:
             raise BadInput(f"problem '{self.name}' has one shape only: leave --shapes out")
-        known = self.outline.Shape()._asdict()
+        with self._asked("Shape, without arguments,"):
+            known = self.outline.Shape()._asdict()
         named: Shape = {}
         for part in text.split(","):
             key, _, value = part.partition("=")
@@ -197,7 +218,8 @@ class Problem:
     def valid(self, values: Shape, text: str) -> Shape:
         """Check a shape by the problem's own rules, or raise BadInput."""
         validate = getattr(self.outline, "validate", None)
-        complaint = validate(self.shape(values)) if validate else None
+        with self._asked("validate"):
+            complaint = validate(self.shape(values)) if validate else None
         if complaint:
             raise BadInput(f"shape '{text}': {complaint}")
         return _plain(self.shape(values))
@@ -217,6 +239,10 @@ def _parse_value(key: str, text: str, default: Any) -> Any:
         )
     sizes = tuple(int(part) for part in text.split("x"))
     return sizes[0] if len(sizes) == 1 else sizes
+
+
+def _plain_rows(rows: Any) -> dict[str, Shape]:
+    return {label: _plain(row) for label, row in rows.items()}
 
 
 def _plain(row: Any) -> Shape:

@@ -70,6 +70,11 @@ def plan_cells(
         rows = [
             (name, label, shape) for name in wanted if name in sweeps for label, shape in sweeps[name].items()
         ]
+        if not rows:
+            raise load.BadInput(
+                f"problem '{problem.name}' has no shapes in {' or '.join(wanted)}: "
+                f"name some with --shapes, of {', '.join(sweeps)}"
+            )
         hidden = problem.hidden_shape(random.SystemRandom())
         rows += [(HIDDEN, "drawn", hidden)] if hidden is not None else []
     cells = [
@@ -112,6 +117,8 @@ def _resolve(
             )
         if not places:
             labels = {label for rows in sweeps.values() for label in rows}
+            if "," in text:
+                raise load.BadInput(f"shape '{text}': write --shapes once for each sweep or label")
             raise load.unknown("sweep or shape", text, {*sweeps, *labels})
         yield places[0], text, sweeps[places[0]][text]
 

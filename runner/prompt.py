@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from runner import cards, failures, lint, load, output_rules, prompt_metrics, roofline, stages
 from runner.guidance import guidance
-from runner.plan import plan_cells
+from runner.plan import first_sweep, plan_cells
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -105,12 +105,13 @@ def page(
 ) -> str:
     """Return the prompt that asks for a faster version of a solution.
 
-    `shapes` are as for `--shapes`, without any the problem's `kernelbench` sweep. `profile` is a file as
+    `shapes` are as for `--shapes`, without any the sweep `kernelbench`, or the first. `profile` is a file as
     `prompt_metrics.read_profile` takes it; what it lacks is predicted for the first cell, where that can be
     done, within `predict_s` seconds. What failed last time is read from `feedback`, or else from `results`.
     Raises BadInput.
     """
-    cells = plan_cells(problem, shapes or ["kernelbench"], dtypes, maths, "cpu", card.sms)
+    shapes = shapes or [first_sweep(problem, card.sms)]
+    cells = plan_cells(problem, shapes, dtypes, maths, "cpu", card.sms)
     measured = prompt_metrics.read_profile(profile) if profile else None
     if measured:
         prompt_metrics.require_fit(measured, problem, card)
@@ -142,7 +143,7 @@ def values(
         "safety": _list([*_words("safety"), *stage.safety]),
         "autotune": _list(_words("autotune")),
         "arithmetics": _arithmetics(cells, solution),
-        "workload": _list(dict.fromkeys(_workload(cell, problem, card) for cell in cells)),
+        "workload": _workloads(cells, problem, card),
         "code": _fenced(solution.source, "python"),
         "breaches": _breaches(solution),
         "profile": profile,
@@ -200,6 +201,15 @@ def _breaches(solution: load.Solution) -> str:
     if not broken:
         return "This code keeps all rules of this page."
     return f"This code breaks rules of this page, which an answer may not:\n{_list(broken)}"
+
+
+def _workloads(cells: Sequence[Cell], problem: load.Problem, card: cards.Card) -> str:
+    """List the cells; what a stranger's file asks for stands nowhere but in it."""
+    shapes = _list(dict.fromkeys(_workload(cell, problem, card) for cell in cells))
+    if not problem.foreign:
+        return shapes
+    source = _fenced(problem.source, "python")
+    return f"{shapes}\n\nThe problem, whose `Model` the answer has to match:\n\n{source}"
 
 
 def _workload(cell: Cell, problem: load.Problem, card: cards.Card) -> str:

@@ -94,6 +94,8 @@ def row(record: Record) -> Row:
         facts |= _correctness(record.checked)
     if record.failed is not None:
         facts["reason"] = record.failed.reason or f"failed in {record.failed.stage}"
+        if record.cell.sweep == HIDDEN:  # another one in each run
+            facts["reason"] += f" (--shapes {record.cell.spelled})"
     elif record.checked is None:
         facts["reason"] = "not checked"
     elif record.card != "cpu":

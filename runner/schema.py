@@ -84,6 +84,12 @@ class Cell:
             return f"{self.sweep}/{self.label}/{self.dtype}/{self.math}"
         return f"{self.sweep}/{self.label}/{self.dtype}/{self.math}/{digest(self.shape)[:12]}"
 
+    @property
+    def spelled(self) -> str:
+        """The shape as `--shapes` takes it, whatever sweep it is of: `batch=2,kernel_size=3x5`."""
+        per_axis = {name: size if isinstance(size, tuple) else (size,) for name, size in self.shape.items()}
+        return ",".join(f"{name}={'x'.join(map(str, sizes))}" for name, sizes in per_axis.items())
+
 
 @dataclass(frozen=True)
 class Launch:

@@ -272,8 +272,7 @@ def reproduce(request: plan.Request, file: str, failed: Record) -> str:
     cell = failed.cell
     shape = f"{cell.sweep}/{cell.label}"
     if cell.sweep in (HIDDEN, "waves"):  # drawn for one run, placed for one card
-        per_axis = {name: size if isinstance(size, tuple) else (size,) for name, size in cell.shape.items()}
-        shape = ",".join(f"{name}={'x'.join(map(str, sizes))}" for name, sizes in per_axis.items())
+        shape = cell.spelled
     words = ["check", file, "--problem", request.problem.name]
     if request.baselines:  # only a run has times
         words = ["run", "--solution", file, "--problem", request.problem.name, "-o", "again.jsonl", "--rerun"]

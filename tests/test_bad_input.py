@@ -166,18 +166,68 @@ def test_check_and_import_of_a_file_that_cannot_be_read(
     assert "No such file" in said[1]
 
 
+#: A problem of the suite's own kind, with one sweep, and what may be wrong with it.
+SOUND = """
+from typing import NamedTuple
+import torch
+class Shape(NamedTuple):
+    n: int = 4
+class Model(torch.nn.Module):
+    def forward(self, x): return x + 1
+def get_inputs(shape): return [torch.rand(shape.n, 3)]
+def get_init_inputs(shape): return []
+SWEEPS = {"smoke": {"one": Shape(4)}}
+"""
+CUSTOM = ("--shapes", "n=3")
+SLIPS: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "no sweeps": (SOUND.replace("SWEEPS", "SWEEP"), (), "does not define SWEEPS, which a Shape needs"),
+    "flops alone": (f"{SOUND}def flops(shape): return 1\n", (), "min_bytes, which flops needs"),
+    "bytes alone": (f"{SOUND}def min_bytes(shape, size): return 1\n", (), "flops, which min_bytes needs"),
+    "a list": (SOUND.replace('{"one": Shape(4)}', "[Shape(4)]"), (), "SWEEPS does not hold by its contract"),
+    "a tuple": (f"{SOUND}def random_shape(rng): return (4,)\n", (), "random_shape does not hold"),
+    "waves": (f"{SOUND}def waves(sms): return 1 / 0\n", (), "waves does not hold by its contract: ZeroD"),
+    "validate": (f"{SOUND}def validate(shape): return 1 / 0\n", CUSTOM, "validate does not hold"),
+    "no default": (SOUND.replace("n: int = 4", "n: int"), CUSTOM, "Shape, without arguments, does not hold"),
+    "no smoke": (SOUND.replace('"smoke"', '"other"'), (), "name some with --shapes, of other"),
+    "empty": (SOUND.replace('{"one": Shape(4)}', "{}"), (), "has no shapes in smoke"),
+}
+
+
+@pytest.mark.parametrize("name", SLIPS)
+def test_a_slip_in_a_problem_is_no_fault_of_a_solution(
+    name: str, tmp_path: Path, complain: Callable[..., str]
+) -> None:
+    source, words, part = SLIPS[name]
+    file = spoil(tmp_path / "problem.py", source.encode())
+    line = complain(2, "--problem", file, "--solution", SOLUTION, "--device", "cpu", *words)
+    assert part in line
+
+
+def test_fewest_bytes_that_cannot_be_counted_are_the_problems_fault(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counts = "def flops(shape): return 1\ndef min_bytes(shape): return 1\n"
+    file = spoil(tmp_path / "problem.py", f"{SOUND}{counts}".encode())
+    solution = spoil(tmp_path / "solution.py", SOUND.replace("Model", "ModelNew").encode())
+    assert main(["check", str(solution), "--problem", str(file), "--device", "cpu"]) == 2
+    assert "the problem's min_bytes raises TypeError" in capsys.readouterr().out
+
+
+def test_what_nobody_expected_is_the_harnesss_fault(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("runner.commands.listing.list_all", lambda _: 1 / 0)
+    assert main(["list"]) == 3
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+NAMES = "class Model: 0\ndef get_inputs(): 0\ndef get_init_inputs(): 0\nclass Shape: 0\nSWEEPS = 0\n"
 BAD_PROBLEMS = {
     "syntax": ("class Model(:\n", "line 1: invalid syntax"),
     "nested": (f"x = {'-' * 100_000}1\n", "is nested too deeply to be parsed: flatten it"),
     "contract": ("class Model: pass\ndef get_inputs(): pass\n", "does not define get_init_inputs"),
-    "fails": (
-        "class Model: pass\nclass Shape: pass\ndef get_inputs(): pass\ndef get_init_inputs(): pass\n1 / 0\n",
-        "does not run: ZeroDivisionError",
-    ),
-    "ends": (
-        "class Model: 0\nclass Shape: 0\ndef get_inputs(): 0\ndef get_init_inputs(): 0\nraise SystemExit\n",
-        "does not run: SystemExit: ",
-    ),
+    "fails": (f"{NAMES}1 / 0\n", "does not run: ZeroDivisionError"),
+    "ends": (f"{NAMES}raise SystemExit\n", "does not run: SystemExit: "),
 }
 
 

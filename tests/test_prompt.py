@@ -359,6 +359,7 @@ def test_a_foreign_problem_has_a_page(tmp_path: Path) -> None:
         results=tmp_path,
     )
     assert "- kernelbench/81_theirs\n" in text
+    assert f"```python\n{problem.read_text()}```" in text
     assert "# Algorithm" not in text
 
 
@@ -653,6 +654,9 @@ GOOD = CODE + MODEL
         ("```python\na\n```\nCheck it:\n```bash\nmake\n```", "a\n"),
         ("```\na\n```\n```bash\nmake\n```\n```text\nfast\n```", "a\n"),
         ("```cuda\na\n```\n```c++\nb\n```", "b\n"),
+        ("```py\nclass ModelNew: 0\n```\nUse it:\n```py\nModelNew()\n```", "class ModelNew: 0\n"),
+        ("```py\nclass ModelNew: 0\n```\n```py\nclass ModelNew: 1\n```", "class ModelNew: 1\n"),
+        ("```py\na\n```\n```text\nclass ModelNew: 0\n```", "a\n"),
         ("```python\n```", ""),
         ("no block", None),
         ("```python\na\n```\n```python\nb", None),

@@ -305,6 +305,15 @@ def test_the_best_baseline_is_the_fastest_of_all_rounds_though_the_pilot_chose_a
     assert (row["speedup"], row["speedup_cudnn"], row["speedup_eager"]) == pytest.approx((1.5, 1.83, 1.5))
 
 
+def test_a_hidden_shape_that_failed_can_be_asked_for_again() -> None:
+    shape = {"batch": 3, "kernel_size": (3, 5), "bias": True}
+    one = failed(cell=Cell("hidden", "drawn", shape, "fp32", "tf32"))
+    (row,) = json.loads(report.table([one], "json"))
+    assert row["reason"] == "values differ at [0, 1] (--shapes batch=3,kernel_size=3x5,bias=True)"
+    (row,) = json.loads(report.table([failed()], "json"))
+    assert row["reason"] == "values differ at [0, 1]"
+
+
 def test_csv_has_a_header_and_an_empty_field_where_nothing_is() -> None:
     rows = list(csv.DictReader(io.StringIO(report.table([record(), failed(), cpu(record())], "csv"))))
     assert [one["status"] for one in rows] == ["PASS", "WRONG", "PASS"]

@@ -31,7 +31,7 @@ from runner.judge_process import JudgeDied
 from runner.lint import Finding
 from runner.load import BadInput, Problem, Solution
 from runner.pipeline import Outcome
-from runner.schema import Record, Status
+from runner.schema import HIDDEN, Record, Status
 
 
 def check(options: argparse.Namespace) -> int:
@@ -84,7 +84,8 @@ def correctness(options: argparse.Namespace, problem: Problem, solution: Solutio
 
 def _failure(made: Record) -> str:
     cell, reason = made.cell, made.failed.reason if made.failed else ""
-    return f"{cell.sweep}/{cell.label} {cell.arithmetic}: {made.status}: {reason}"
+    again = f" (--shapes {cell.spelled})" if cell.sweep == HIDDEN else ""  # another one in each run
+    return f"{cell.sweep}/{cell.label} {cell.arithmetic}: {made.status}: {reason}{again}"
 
 
 def submit_file(options: argparse.Namespace) -> int:

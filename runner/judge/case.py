@@ -305,7 +305,8 @@ def shortage(problem: load.Problem, cell: Cell, device: torch.device) -> str:
     count = getattr(problem.module(), "min_bytes", None)
     if count is None or problem.foreign:
         return ""
-    needed = 4 * int(count(problem.shape(cell.shape), 4 if cell.dtype == "fp32" else 2))
+    with blamed("min_bytes"):
+        needed = 4 * int(count(problem.shape(cell.shape), 4 if cell.dtype == "fp32" else 2))
     if device.type == "cuda":
         needed += DEVICE_RESERVE_BYTES
         total = torch.cuda.get_device_properties(device).total_memory
