@@ -50,6 +50,8 @@ def _main(arguments: Sequence[str]) -> int:
         options = parse(arguments)
         module, function = _COMMANDS[options.command]
         code: int = getattr(import_module(f"runner.commands.{module}"), function)(options)
+    except Unwritable:
+        raise
     except KeyboardInterrupt:
         print("interrupted: what is recorded stays; run again to go on", file=sys.stderr)
         return 130

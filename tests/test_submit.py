@@ -90,6 +90,7 @@ def test_what_cannot_be_signed_says_what_to_do(docstring: str, author: str, reme
 
 @given(st.text(), st.text(max_size=20), st.sampled_from(['"""', "'''", "'"]), st.sampled_from(["", "r"]))
 def test_a_signature_changes_nothing_else(text: str, author: str, quotes: str, prefix: str) -> None:
+    assume(prefix or "\\" not in text)  # an escape that there is not is a warning, here an error
     source = f"{prefix}{quotes}{text}{quotes}\nMATH = ('tf32',)\nclass ModelNew: ...\n"
     assume(not any(one.severity == lint.ERROR for one in submit.findings(source)))
     try:

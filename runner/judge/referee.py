@@ -178,7 +178,10 @@ class Referee:
         if reason:
             return Failed(Status.UNSUPPORTED, "plan", reason)
         with contextlib.suppress(torch.OutOfMemoryError):
-            self.case = Case(problem, cell, self.device, entropy)
+            case = Case(problem, cell, self.device, entropy)
+            if problem.foreign:  # of the suite's own `admit` tells, and more
+                case.require_distinct_answers()
+            self.case = case
             make_room(self.device)
             return None
         if self.device.type == "cuda":
