@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 #: A fence opens or closes a block when it stands alone on its line.
 FENCE = re.compile(r" {0,3}(`{3,}|~{3,})[ \t]*([^`\s]*)[^`]*")
 
-#: Languages of a block that may be the answer; a command line after it is none.
+#: What an answer defines, and an example of its use does not.
 ANSWER = re.compile(r"^class\s+ModelNew\b", re.MULTILINE)
+#: Languages of a block that may be the answer; a command line after it is none.
 PYTHON = ("", "python", "python3", "py", "triton")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import traceback
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -56,7 +55,9 @@ def _main(arguments: Sequence[str]) -> int:
         print("interrupted: what is recorded stays; run again to go on", file=sys.stderr)
         return 130
     except Exception as error:  # noqa: BLE001 - Python would exit with 1, which says that a solution failed
-        from runner.commands import exits  # noqa: PLC0415 - an error may take its time
+        import traceback  # noqa: PLC0415 - an error may take its time
+
+        from runner.commands import exits  # noqa: PLC0415
 
         known = exits.of_error(error)
         if known is None:

@@ -75,6 +75,7 @@ USAGE: dict[str, tuple[list[str], list[str]]] = {
     "no problem": ([], ["--problem", "--help"]),
     "solution": ([*RUN, "--solution", "phase_gem"], ["solution 'phase_gem'", "did you mean phase_gemm"]),
     "sweep": ([*RUN, "--shapes", "smok"], ["shape 'smok'", "did you mean smoke"]),
+    "two sweeps": ([*RUN, "--shapes", "smoke,ragged"], ["'smoke,ragged'", "--shapes once for each"]),
     "label": ([*RUN, "--shapes", "smoke/spars"], ["'smoke/spars'", "did you mean smoke or sparse"]),
     "ambiguous label": ([*RUN, "--shapes", "asymmetric"], ["smoke/asymmetric or ragged/asymmetric"]),
     "dtype": ([*RUN, "--dtype", "fp23"], ["dtype 'fp23'", "did you mean fp32"]),

@@ -207,6 +207,7 @@ MODELS = {
 }
 #: To the nearest TF32, which keeps 10 of 23 bits.
 IN_TF32 = "((({0}).view(torch.int32) + 4096) & ~8191).view(torch.float32)"
+CUT = "(({0}).view(torch.int32) & ~8191).view(torch.float32)"
 #: Name of a model above, what another's `forward` answers, and whether fp32 may.
 ANSWERS = {
     "statistics of the batch": (
@@ -242,6 +243,14 @@ def test_what_a_model_makes_is_not_to_be_left_out(answer: str, tmp_path: Path) -
     model, forward, right = ANSWERS[answer]
     own = dict(zip(("made", "answer", "inputs"), MODELS[model], strict=True))
     found = verdict(tmp_path, own, own | {"answer": forward}, "--dtype", "fp32", "--math", "fp32")
+    assert found == (exits.EXIT_DONE if right else exits.EXIT_FAILED)
+
+
+@pytest.mark.parametrize(("model", "right"), [("multiplies", True), ("sums", False)])
+def test_only_products_may_lose_what_tf32_loses(model: str, right: bool, tmp_path: Path) -> None:
+    own = dict(zip(("made", "answer", "inputs"), MODELS[model], strict=True))
+    answer = own["answer"].replace("x", CUT.format("x")).replace("self.w", CUT.format("self.w"))
+    found = verdict(tmp_path, own, own | {"answer": answer}, "--dtype", "fp32", "--math", "tf32")
     assert found == (exits.EXIT_DONE if right else exits.EXIT_FAILED)
 
 

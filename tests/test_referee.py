@@ -299,3 +299,44 @@ def test_room_is_made_where_others_may_need_it(
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append(None))
     make_room(torch.device(device))
     assert len(calls) == emptied
+
+
+def test_a_reference_without_room_is_no_fault_of_anybody(
+    referee: Referee, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cramped(*_: object) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr("runner.judge.referee.Case", cramped)
+    problem = load.find_problem("convtranspose2d")
+    cell = Cell("smoke", "one", problem.sweeps(128)["smoke"]["sparse"], "fp32", "fp32")
+    failed = referee.prepare_case(problem, cell, bytes(16))
+    assert failed is not None
+    assert failed.status == Status.UNSUPPORTED
+    assert "finds no room on cpu: take one of more memory" in failed.reason
+    assert referee.case is None
+
+
+@pytest.mark.parametrize("failures", [0, 1, 2])
+def test_the_last_check_may_have_the_room_of_the_baselines(
+    failures: int, referee: Referee, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = seated(referee, ("eager",))
+    inspector = Inspector(bench, "eager")
+    looked: list[bool] = []
+
+    def inspect(calls: int, *, thorough: bool) -> None:
+        assert (calls, thorough) == (1, True)
+        looked.append("eager" in bench.seats)
+        if len(looked) <= failures:
+            raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(inspector, "inspect", inspect)
+    timing = Timing(referee.company, referee._current(), referee.enter, [])
+    if failures == 2:
+        with pytest.raises(torch.OutOfMemoryError):
+            timing._check_last(inspector, 1)
+    else:
+        timing._check_last(inspector, 1)
+    assert looked == [True, False][: failures + 1]
+    assert (referee.company._trusted is None) is bool(failures)

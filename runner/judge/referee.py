@@ -186,7 +186,11 @@ class Referee:
             return None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        return Failed(Status.UNSUPPORTED, "plan", f"the reference finds no room on {self.device}")
+        return Failed(
+            Status.UNSUPPORTED,
+            "plan",
+            f"the reference, in float64 too, finds no room on {self.device}: take one of more memory",
+        )
 
     def compare(
         self, problem: load.Problem, pair: tuple[load.Solution, load.Solution], cell: Cell, entropy: bytes
