@@ -262,6 +262,21 @@ def test_a_candidates_own_table_keeps_its_dtype(tmp_path: Path) -> None:
     assert verdict(tmp_path, {}, table, "--dtype", "fp16") == exits.EXIT_DONE
 
 
+def test_a_few_answers_may_agree_by_luck(tmp_path: Path) -> None:
+    """Eight booleans are those of another draw once in 50 times."""
+    import torch
+
+    from runner.judge.case import Case
+
+    path = tmp_path / "1_own.py"
+    few = {"made": "self.fc = nn.Linear(5, 4)", "answer": "self.fc(x) > 0", "inputs": "[torch.randn(2, 5)]"}
+    path.write_text(TEXT.format(**(OWN | few)))
+    problem = load.find_problem(str(path))
+    (cell,) = plan.plan_cells(problem, (), ("fp32",), ("fp32",), "cpu", 128)
+    for number in range(200):
+        Case(problem, cell, torch.device("cpu"), number.to_bytes(16, "little")).require_distinct_answers()
+
+
 @pytest.mark.skipif("KERNELBENCH_ROOT" not in os.environ, reason="KERNELBENCH_ROOT names no checkout")
 def test_upstreams_problem_81_is_ours() -> None:
     import torch
