@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+__all__ = ["evaluate"]
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]
+
 
 def __getattr__(name: str) -> Any:
     """Load the library entry on first use: importing `runner` stays light."""

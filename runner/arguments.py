@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 from runner.load import ROOT, BadInput, unknown
-from runner.schema import DTYPES, ISOLATION, MATHS
+from runner.schema import CALL_S, DTYPES, ISOLATION, MATHS, MEMORY_BYTES
 
 COMMANDS = (
     *(
@@ -134,15 +134,16 @@ def _add_arithmetics(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timeout",
         type=_positive,
-        default=60.0,
+        default=CALL_S,
         metavar="S",
-        help="for a call; building takes twice as much",
+        help="for a call; building takes twice as much (default: %(default)g)",
     )
     parser.add_argument(
         "--memory",
         type=_positive,
         metavar="GIB",
-        help="host memory that a solution may hold (default: half of the machine's, at most 8)",
+        help="host memory that a solution may hold (default: half of the machine's, at most "
+        f"{MEMORY_BYTES >> 30})",
     )
 
 
@@ -266,7 +267,11 @@ def _add_prompt(parser: argparse.ArgumentParser) -> None:
         "--math", metavar="LIST", help="accuracy of fp32 cells (default: tf32, for an answer fp32 too)"
     )
     parser.add_argument(
-        "--timeout", type=_positive, default=60.0, metavar="S", help="for predictions, or a call of an answer"
+        "--timeout",
+        type=_positive,
+        default=CALL_S,
+        metavar="S",
+        help="for predictions, or a call of an answer",
     )
     answering = parser.add_argument_group("of an answer alone")
     answering.add_argument("--device", metavar="cpu|cuda:N", help="default: a GPU if there is one")

@@ -7,7 +7,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from runner import cards, devices, load, pipeline, plan
-from runner.schema import Record
+from runner.arguments import MOST
+from runner.schema import CALL_S, Record
 
 
 def evaluate(
@@ -21,20 +22,36 @@ def evaluate(
     baselines: str | Sequence[str] | None = None,
     results: str | Path | None = None,
     name: str = "candidate",
+    card: str = plan.TARGET_CARD,
+    timeout_s: float = CALL_S,
+    memory_bytes: int | None = None,
+    quick: bool = False,
+    ranked: bool = False,
+    sms: int = 0,
 ) -> list[Record]:
     """Judge a solution's source text as the command line would; returns its records.
 
     `problem` is a name or a path, `shapes` are as for `--shapes`, `device` is `cpu`, `cuda:N` or None
     for what there is; with an empty `baselines` nothing is timed. Where several names may stand, a text is
     one. Records are kept in the folder `results` if given, as the command line keeps them, and thrown away
-    otherwise. A wrong or broken solution is a record with its status, not an exception.
+    otherwise. `card` is the one that the sweep `waves` is placed for; `timeout_s` is for a call;
+    `memory_bytes` are of the host, half of its memory and at most 8 GiB unless said; `quick`, `ranked` and
+    `sms` are as the options of that name. A wrong or broken solution is a record with its status, not an
+    exception.
     Raises `load.BadInput` for arguments that cannot be and `devices.NoDevice`.
     """
     found, solution = load.find_problem(str(problem)), load.solution_of(source, name)
     chosen = devices.choose(device)
-    sms = cards.load_card(plan.TARGET_CARD).sms
-    cells = plan.plan_cells(found, load.as_names(shapes), dtypes, maths, chosen, sms)
+    cells = plan.plan_cells(found, load.as_names(shapes), dtypes, maths, chosen, _card(card).sms)
     timed = baselines is None or len(baselines) > 0
+    for limit, value, most in (
+        ("timeout_s", timeout_s, MOST),
+        ("memory_bytes", memory_bytes, MOST * 2**30),
+        ("sms", sms or None, MOST),
+    ):
+        _require_positive(limit, value, most)
+    if quick and ranked:
+        raise load.BadInput("quick and ranked exclude each other: leave one out")
     with TemporaryDirectory(prefix="kernelwave-") as folder:
         request = plan.Request(
             problem=found,
@@ -43,5 +60,20 @@ def evaluate(
             baselines=load.chosen_baselines(baselines or ()) if timed else (),
             device=chosen,
             results=Path(results or folder),
+            limits=plan.limits(
+                timeout_s=timeout_s, memory_bytes=memory_bytes, quick=quick, ranked=ranked, sms=sms
+            ),
         )
         return list(pipeline.run(request, lambda _: None).records)
+
+
+def _card(name: str) -> cards.Card:
+    try:
+        return cards.load_card(name)
+    except ValueError as error:
+        raise load.BadInput(str(error)) from None
+
+
+def _require_positive(name: str, value: float | None, most: float) -> None:
+    if value is not None and not (isinstance(value, (int, float)) and 0 < value <= most):
+        raise load.BadInput(f"{name}={value!r:.60} is not a positive number up to {most}")

@@ -11,7 +11,7 @@ from typing import Any
 
 from runner import jsonl, lint, load, record
 from runner.judge_process import Judge, JudgeDied
-from runner.plan import Job, Request, suffices
+from runner.plan import Job, Request, granted, suffices
 from runner.schema import Failed, Record, Status, to_json
 from runner.weigh import card_of, make_record
 
@@ -73,7 +73,7 @@ class _Run:
 
     def go(self) -> Outcome:
         try:
-            environment = self._judge().environment
+            environment = {**self._judge().environment, "limits": granted(self.request)}
             require_sms(int(self.request.limits.get("sms", 0)), environment)
             card = card_of(environment, int(self.request.limits.get("sms", 0)))
             known = {} if self.request.rerun else self._known(card)

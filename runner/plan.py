@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from runner import load, record
-from runner.schema import DTYPES, HIDDEN, MATHS, PROTOCOL, Cell, Record, Shape, Status
+from runner.schema import CALL_S, DTYPES, HIDDEN, MATHS, MEMORY_BYTES, PROTOCOL, Cell, Record, Shape, Status
 
 #: The suite's target; its waves are what the sweep `waves` places shapes for where no card is known.
 TARGET_CARD = "rtx4090"
@@ -19,6 +19,8 @@ RANKED_PROCESSES = 5
 #: A dry run's estimate of a cell, in seconds: `smoke` of three problems took 0.5 to 1.3 on two cores,
 #: layers 5 on an H100. The largest of KernelBench take 20 there.
 ESTIMATE_S = {"cpu": 1.0, "cuda": 5.0}
+#: Limits of a contestant, as granted by default: who is stopped at one may do within a larger one.
+GRANTED = {"call_s": CALL_S, "memory_bytes": MEMORY_BYTES}
 
 
 @dataclass(frozen=True)
@@ -148,11 +150,44 @@ def recorded(request: Request) -> set[tuple[str, str]]:
 
 
 def suffices(request: Request, found: Record) -> bool:
-    """Whether a record has what a request wants of its cell: times, and those of as many processes."""
+    """Whether a record has what a request wants of its cell: times, and those of as many processes.
+
+    A limit that stopped a solution tells nothing of a larger one.
+    """
+    if found.status in (Status.TIMEOUT, Status.OOM):
+        then = GRANTED | found.environment.get("limits", {})
+        return all(value <= then[name] for name, value in granted(request).items())
     if found.timed is not None:
         return found.timed.processes >= int(request.limits.get("processes", 1))
     timeless = request.device == "cpu" or not request.baselines or found.cell.sweep == HIDDEN
     return timeless or found.status is not Status.PASS
+
+
+def granted(request: Request) -> dict[str, float]:
+    """Return a contestant's limits in this request, as its records tell them."""
+    return {name: request.limits.get(name, usual) for name, usual in GRANTED.items()}
+
+
+def limits(
+    *,
+    timeout_s: float = CALL_S,
+    memory_bytes: int | None = None,
+    quick: bool = False,
+    ranked: bool = False,
+    sms: int = 0,
+) -> dict[str, float]:
+    """Return a request's `limits`: those of a contestant, and how long and where it is timed."""
+    target, timing_s = (0.03, 0.5) if quick else (0.01, 1.0)
+    memory = {} if memory_bytes is None else {"memory_bytes": memory_bytes}
+    return {
+        "build_s": 2 * timeout_s,
+        "call_s": timeout_s,
+        **memory,
+        "timing_s": timing_s,
+        "target": target,
+        "processes": RANKED_PROCESSES if ranked else 1,
+        "sms": sms,
+    }
 
 
 def without_timing(request: Request) -> Request:

@@ -141,6 +141,10 @@ class PopulationError:
     elementwise_budget: float
 
 
+#: What a contestant is granted unless more or less is asked for: seconds for a call, and bytes of the host's
+#: memory, or half of what there is.
+CALL_S = 60.0
+MEMORY_BYTES = 8 * 2**30
 #: The stage of an ERROR that is the problem's own, not the harness's.
 PROBLEM = "problem"
 

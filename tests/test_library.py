@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import runner
 from runner import evaluate, record
 from runner.load import BadInput
 
@@ -32,6 +33,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "shape field": ({"shapes": ["batch=0"]}, "batch=0"),
     "baseline": ({"baselines": "cuddn"}, "unknown baseline 'cuddn': did you mean cudnn"),
     "device": ({"device": "gpu"}, "--device 'gpu': cpu, cuda or cuda:N"),
+    "card": ({"card": "rtx409"}, "unknown card 'rtx409': did you mean rtx4090"),
+    "no time": ({"timeout_s": 0}, "timeout_s=0 is not a positive number up to 1000000"),
+    "no number": ({"timeout_s": "5"}, "timeout_s='5' is not a positive number"),
+    "no memory": ({"memory_bytes": -1}, "memory_bytes=-1 is not a positive number"),
+    "SMs": ({"sms": 64}, "--sms 64 restricts a GPU"),
+    "two protocols": ({"quick": True, "ranked": True}, "quick and ranked exclude each other"),
     "source": ({"source": b"x = 1"}, "the source is of type bytes: give the solution's text, a str"),
     "no text": ({"source": "x = '\ud800'"}, "'candidate' is not UTF-8 (byte 5)"),
     "NUL": ({"source": "x = 1\0"}, "'candidate' holds NUL bytes"),
@@ -63,3 +70,23 @@ def test_a_text_is_one_name_and_a_folder_may_be_a_text(tmp_path: Path) -> None:
     )
     assert [(one.cell.label, one.cell.dtype, one.status) for one in found] == [("sparse", "fp16", "BUILD")]
     assert record.read(tmp_path / "cpu" / CONV / "candidate.jsonl")[0] == found
+
+
+def test_limits_are_those_that_are_given(tmp_path: Path) -> None:
+    sleeps = "import time\nclass ModelNew:\n    def __init__(self, *_): time.sleep(60)\n"
+    (found,) = evaluate(
+        sleeps,
+        CONV,
+        shapes="smoke/sparse",
+        dtypes="fp16",
+        device="cpu",
+        results=tmp_path,
+        timeout_s=0.5,
+        memory_bytes=2**32,
+    )
+    assert found.status == "TIMEOUT"
+    assert found.environment["limits"] == {"call_s": 0.5, "memory_bytes": 2**32}
+
+
+def test_what_there_is_can_be_listed() -> None:
+    assert "evaluate" in dir(runner)

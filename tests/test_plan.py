@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -29,6 +29,12 @@ def made(sweep: str = "smoke", processes: int = 0, status: Status = Status.PASS)
     return cast("Record", SimpleNamespace(cell=SimpleNamespace(sweep=sweep), status=status, timed=timed))
 
 
+def stopped(status: Status, **limits: float) -> Record:
+    """Make what is asked of a record of a solution that came to a limit, or failed otherwise."""
+    environment = {"limits": limits} if limits else {}
+    return cast("Record", SimpleNamespace(status=status, environment=environment, timed=None))
+
+
 @pytest.mark.parametrize(
     ("found", "device", "baselines", "processes", "expected"),
     [
@@ -47,3 +53,27 @@ def test_a_record_suffices_that_has_the_times_that_are_wanted(
 ) -> None:
     request = plan.Request(PROBLEM, (), (), baselines, device, Path("results"))
     assert plan.suffices(replace(request, limits={"processes": processes}), found) == expected
+
+
+@pytest.mark.parametrize(
+    ("found", "asked", "expected"),
+    [
+        (stopped(Status.TIMEOUT), {}, True),
+        (stopped(Status.TIMEOUT), {"timeout_s": 61.0}, False),
+        (stopped(Status.TIMEOUT), {"timeout_s": 5.0}, True),
+        (stopped(Status.TIMEOUT, call_s=5.0), {"timeout_s": 5.0}, True),
+        (stopped(Status.TIMEOUT, call_s=5.0), {}, False),
+        (stopped(Status.OOM, memory_bytes=2**30), {}, False),
+        (stopped(Status.OOM, memory_bytes=2**30), {"memory_bytes": 2**30}, True),
+        (stopped(Status.OOM, call_s=60.0), {"memory_bytes": 2**40}, False),
+    ],
+)
+def test_a_limit_tells_nothing_of_a_larger_one(found: Record, asked: dict[str, Any], expected: bool) -> None:
+    request = plan.Request(PROBLEM, (), (), (), "cpu", Path("results"), limits=plan.limits(**asked))
+    assert plan.suffices(request, found) == expected
+
+
+def test_a_wrong_answer_is_one_within_any_limit() -> None:
+    found = cast("Record", SimpleNamespace(**{**vars(made(status=Status.WRONG)), "environment": {}}))
+    request = plan.Request(PROBLEM, (), (), (), "cpu", Path("results"), limits=plan.limits(timeout_s=600.0))
+    assert plan.suffices(request, found)

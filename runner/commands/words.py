@@ -50,16 +50,14 @@ def request_of(options: argparse.Namespace, problem: Problem, solutions: Sequenc
         output=options.output,
         rerun=options.rerun,
         budget_s=options.budget,
-        limits=_limits(options),
+        limits=plan.limits(
+            timeout_s=options.timeout,
+            memory_bytes=None if options.memory is None else int(options.memory * 2**30),
+            quick=options.quick,
+            ranked=options.ranked,
+            sms=options.sms,
+        ),
     )
-
-
-def _limits(options: argparse.Namespace) -> dict[str, float]:
-    target, timing_s = (0.03, 0.5) if options.quick else (0.01, 1.0)
-    seconds = {"build_s": 2 * options.timeout, "call_s": options.timeout, "timing_s": timing_s}
-    memory = {} if options.memory is None else {"memory_bytes": int(options.memory * 2**30)}
-    processes = plan.RANKED_PROCESSES if options.ranked else 1
-    return {**seconds, **memory, "target": target, "processes": processes, "sms": options.sms}
 
 
 def chosen(options: argparse.Namespace) -> tuple[Problem, list[Solution]]:

@@ -25,7 +25,7 @@ from runner.judge.case import Case
 from runner.judge.contestants import Contestant, Foul
 from runner.judge.fence import Fence
 from runner.judge.machine import MIN_CLOCK_SHARE, Machine, State
-from runner.schema import Status
+from runner.schema import CALL_S, MEMORY_BYTES, Status
 
 #: On an H200 the judge's smallest operation took 35 us alone and up to 2.4 ms behind a foreign kernel.
 IDLE_US = 250.0
@@ -43,8 +43,7 @@ MAX_PLACES = 4
 
 
 def _default_memory_bytes() -> int:
-    """Half of the host's memory, at most 8 GiB."""
-    return min(8 * 2**30, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE") // 2)
+    return min(MEMORY_BYTES, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE") // 2)
 
 
 class NoBaseline(Exception):
@@ -64,8 +63,8 @@ class Limits:
     `processes` are how many times both sides are started anew; `sms` restricts them to that many SMs.
     """
 
-    build_s: float = 120.0
-    call_s: float = 60.0
+    build_s: float = 2 * CALL_S
+    call_s: float = CALL_S
     timing_s: float = 1.0
     target: float = 0.01
     processes: int = 1
