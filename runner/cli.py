@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from types import FrameType
 
 from runner.arguments import parse
 from runner.load import BadInput
@@ -30,6 +32,29 @@ _COMMANDS = {
 }
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal to end has come; what is open is closed on the way out."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def heed_signals() -> None:
+    """Have a scheduler's or a closed terminal's signal end this process as Ctrl-C does; a second one kills.
+
+    One that the parent ignores, as `nohup` does, stays ignored.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _stop)
+
+
+def _stop(number: int, _: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)
+    raise Stopped(number)
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run a command line; returns the exit code."""
     try:
@@ -51,9 +76,9 @@ def _main(arguments: Sequence[str]) -> int:
         code: int = getattr(import_module(f"runner.commands.{module}"), function)(options)
     except Unwritable:
         raise
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("interrupted: what is recorded stays; run again to go on", file=sys.stderr)
-        return 130
+        return 128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT)
     except Exception as error:  # noqa: BLE001 - Python would exit with 1, which says that a solution failed
         import traceback  # noqa: PLC0415 - an error may take its time
 

@@ -20,6 +20,7 @@ class Judge:
 
     def __init__(self, device: str) -> None:
         self.device = device
+        self._asked = False
         command = [sys.executable, "-m", "runner.judge", device]
         self._process = subprocess.Popen(
             command,
@@ -44,12 +45,15 @@ class Judge:
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """Have one cell ruled on."""
         assert self._process.stdin is not None  # noqa: S101 - a pipe was asked for
+        self._asked = True
         try:
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
         except OSError as error:
             raise JudgeDied(self._ending()) from error
-        return self._read()
+        answer = self._read()
+        self._asked = False
+        return answer
 
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None  # noqa: S101 - a pipe was asked for
@@ -63,9 +67,11 @@ class Judge:
         return f"the judge ended with code {self._process.wait()}"
 
     def close(self) -> None:
-        """End the judge; it lets its contestants go."""
+        """End the judge, and its contestants with it; one that is asked something still, by a signal."""
         assert self._process.stdin is not None  # noqa: S101 - a pipe was asked for
         assert self._process.stdout is not None  # noqa: S101
+        if self._asked:  # it hears nothing until a solution has answered, which may take a minute
+            self._process.kill()
         try:
             self._process.stdin.close()
             self._process.wait(20)

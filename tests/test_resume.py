@@ -195,12 +195,37 @@ def test_a_run_that_is_interrupted_before_its_judge_answers_says_one_line(sweep:
 
 
 @pytest.mark.usefixtures("heard")
-def test_an_interrupted_run_says_one_line(sweep: Sweep) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_run_says_one_line(number: signal.Signals, sweep: Sweep) -> None:
     with sweep.start() as process:
         sweep.runner.wait_for_lines(1)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        assert process.wait(30) == 130
+        os.killpg(process.pid, number)  # as a terminal does
+        assert process.wait(30) == 128 + number
     sweep.runner.require_nothing_left()
     said = sweep.runner.said("err").splitlines()
     assert said[-1] == "interrupted: what is recorded stays; run again to go on"
     assert len(said) == len(sweep.runner.lines()) + 1
+
+
+def test_who_interrupts_a_call_need_not_wait_for_it(sweep: Sweep) -> None:
+    sweep.solution.write_text(SLOW.replace("time.sleep(0.2)", "open('called', 'w') and time.sleep(50)"))
+    with sweep.start() as process:
+        wait_until(lambda: any(sweep.runner.temporary.rglob("called")), "a call")
+        process.terminate()
+        assert process.wait(10) == 128 + signal.SIGTERM
+    sweep.runner.require_nothing_left()
+
+
+def test_a_check_that_a_scheduler_ends_leaves_no_files(sweep: Sweep) -> None:
+    temporary = sweep.runner.temporary
+    command = [sys.executable, "-m", "runner", "check", str(sweep.solution), "--problem", "convtranspose2d"]
+    with subprocess.Popen(
+        [*command, "--device", "cpu", "--shapes", "smoke"],
+        env=os.environ | {"TMPDIR": str(temporary)},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+    ) as process:
+        wait_until(lambda: any(temporary.glob("*/cpu/*/*.jsonl")), "a record in the check's own folder")
+        process.terminate()
+        assert process.wait(30) == 128 + signal.SIGTERM
+    sweep.runner.require_nothing_left()
