@@ -189,7 +189,7 @@ def keep(path: Path, found: Sequence[Admission]) -> None:
     kept = [*read(path), *(Kept.of(one) for one in found if not one.unsupported)]
     known = {(one.problem, one.cell): one for one in kept}
     lines = [json.dumps(to_json(one), separators=(",", ":")) + "\n" for one in known.values()]
-    files.write(path, "".join(lines), parents=True)
+    files.write(path, "".join(lines))
 
 
 def left(path: Path, problem: Problem, cells: Sequence[Cell]) -> tuple[Cell, ...]:

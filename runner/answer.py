@@ -13,8 +13,10 @@ if TYPE_CHECKING:
 
     from runner.schema import Record
 
-#: A fence opens or closes a block when it stands alone on its line.
-FENCE = re.compile(r" {0,3}(`{3,}|~{3,})[ \t]*([^`\s]*)[^`]*")
+#: A fence opens or closes a block when it stands alone on its line, indented in a list as its block is.
+FENCE = re.compile(r"([ \t]*)(`{3,}|~{3,})[ \t]*([^`\s]*)[^`]*")
+#: So much further in than the fence that opens a block, a line is of the block.
+INNER = 4
 
 #: What an answer defines, and an example of its use does not.
 ANSWER = re.compile(r"^class\s+ModelNew\b", re.MULTILINE)
@@ -60,18 +62,19 @@ def last_block(reply: str) -> str | None:
     """
     blocks: list[tuple[int, str]] = []  # how likely it is the answer
     lines: list[str] = []
-    fence, language = "", ""
+    fence, language, indent = "", "", 0
     for line in reply.split("\n"):
         mark = FENCE.fullmatch(line)
-        if fence and mark and mark[1].startswith(fence) and not mark[2]:
+        inner = mark is not None and len(mark[1]) >= indent + INNER
+        if fence and mark and mark[2].startswith(fence) and not mark[3] and not inner:
             text = "".join(f"{each}\n" for each in lines)
             is_python = language.lower() in PYTHON
             blocks.append((is_python + (is_python and bool(ANSWER.search(text))), text))
             fence = ""
         elif fence:
-            lines.append(line)
+            lines.append(line[min(indent, len(line) - len(line.lstrip())) :])
         elif mark:
-            fence, language, lines = mark[1], mark[2], []
+            fence, language, lines, indent = mark[2], mark[3], [], len(mark[1])
     if fence or not blocks:
         return None
     return max(reversed(blocks), key=lambda block: block[0])[1]

@@ -143,9 +143,9 @@ def table(rows: list[dict[str, Any]], fmt: str) -> str:
             "shape": one["shape"],
             "arithmetic": one["arithmetic"],
             "status": one["status"],
-            "us": f"{one['time_us']:.2f}" if "time_us" in one else "-",
-            "other us": f"{one['other_us']:.2f}" if "other_us" in one else "-",
-            "ratio": f"{one['ratio']:.3f} [{one['low']:.3f}, {one['high']:.3f}]" if "ratio" in one else "-",
+            "A us": f"{one['time_us']:.2f}" if "time_us" in one else "-",
+            "B us": f"{one['other_us']:.2f}" if "other_us" in one else "-",
+            "B/A": f"{one['ratio']:.3f} [{one['low']:.3f}, {one['high']:.3f}]" if "ratio" in one else "-",
             "verdict": one.get("verdict", one.get("reason", "")),
             "flags": ", ".join(one["flags"]),
         }

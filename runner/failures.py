@@ -71,6 +71,7 @@ def of_feedback(feedback: Feedback) -> str:
     for reason, (first, *others) in list(reasons.items())[:MAX_FAILURES]:
         fields = " ".join(f"{name}={value}" for name, value in first.shape.items())
         lines.append(f"- {_line(first.cell)}{_more(len(others))}: {reason}\n    {_line(fields)}")
+    lines += _untold(len(reasons))
     verdict = "Its text was refused" if feedback.refused else "Its text was not refused"
     result = f"{ran.passed} of {ran.cells} cells passed" if ran else "it was not run"
     return "\n".join([f"The last answer to this page: {verdict.lower()}, {result}.", *lines])
@@ -105,7 +106,8 @@ def of_records(problem: load.Problem, solution: load.Solution, results: Path) ->
         return "This code has not been run."
     if not reasons:
         return f"Nothing: of {len(latest)} recorded cells of this code {_tally(latest.values())}."
-    return "\n".join(_failure(reason, cells) for reason, cells in list(reasons.items())[:MAX_FAILURES])
+    told = [_failure(reason, cells) for reason, cells in list(reasons.items())[:MAX_FAILURES]]
+    return "\n".join([*told, *_untold(len(reasons))])
 
 
 def _tally(cells: Iterable[Record]) -> str:
@@ -119,6 +121,11 @@ def _failure(reason: str, cells: list[Record]) -> str:
     detail = failed.detail[-DETAIL_CHARS:].strip() if failed else ""
     lines = "".join(f"\n    {line}" for line in detail.splitlines())
     return f"- {first.sweep}/{first.label} {first.arithmetic}{_more(len(cells) - 1)}: {reason}{lines}"
+
+
+def _untold(reasons: int) -> list[str]:
+    left = reasons - MAX_FAILURES
+    return [f"- and {left} other reason{'s' if left > 1 else ''}"] if left > 0 else []
 
 
 def _more(count: int) -> str:

@@ -23,17 +23,16 @@ class DiskFull(Exception):
     """A file could not be written for want of room; what stood in its place is intact."""
 
 
-def write(path: Path, text: str, *, parents: bool = False) -> None:
+def write(path: Path, text: str) -> None:
     """Put a text in place of a file, or where there was none; whatever fails, the file is as before.
 
-    With `parents` the folders that it lies in are made too.
+    The folders that it lies in are made too.
     Raises BadInput for a place that cannot be written, or holds something else than a regular file, and
     `DiskFull`.
     """
     require_regular(path)
     try:
-        if parents:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         target = path.resolve()  # a link goes on leading to its file
         # beside it, for only within a file system one replaces the other; no name of a later or stranger's
         scratch = target.with_name(f".{secrets.token_hex(8)}.new")

@@ -12,9 +12,13 @@ from runner.load import BadInput
 
 
 def append(path: Path, lines: Sequence[dict[str, Any]]) -> None:
-    """Add to a file of JSON lines. Raises BadInput for one that cannot be written, or holds anything else."""
+    """Add to a file of JSON lines, and make the folders that it lies in.
+
+    Raises BadInput for one that cannot be written, or holds anything else.
+    """
     require(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         torn = _is_torn(path)
         with path.open("a") as file:
             if torn:

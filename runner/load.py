@@ -14,14 +14,14 @@ import random
 import re
 import sys
 import types
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from runner.schema import Shape, digest
+from runner.schema import HIDDEN, Shape, digest
 
 ROOT = Path(__file__).resolve().parent.parent
 MAX_SOURCE_BYTES = 2**20
@@ -30,6 +30,22 @@ _BASELINES = Path(__file__).parent / "baselines"
 _NAME_CHARACTERS = 100
 #: Of a size in a shape: any number of so many fits 64 bits.
 _DIGITS = 18
+#: Of a sweep or a row, so that `--shapes` can name it.
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@+-]*")
+#: Names of sweeps that are not a problem's own: drawn by a run, and spelled on the command line.
+_TAKEN = (HIDDEN, "custom")
+
+
+#: Constant of a problem -> what has to hold of it, and the remedy.
+_CONSTANTS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "PARAMETERS": (lambda v: v in ("fixed", "fresh"), "'fixed' or 'fresh'"),
+    "LIBRARY_SHARE": (lambda v: isinstance(v, (int, float)) and 0 <= v <= 1, "a share from 0 to 1"),
+    "BATCH_DIM": (lambda v: type(v) is int and v == 0, "0, or leave it out: samples lie along dimension 0"),
+    "LARGE": (
+        lambda v: isinstance(v, (set, frozenset, list, tuple)) and all(isinstance(one, str) for one in v),
+        "a set of rows' labels",
+    ),
+}
 
 
 class BadInput(Exception):
@@ -186,7 +202,25 @@ class Problem:
         if hasattr(self.outline, "waves"):
             with self._asked("waves"):
                 found["waves"] = _plain_rows(self.outline.waves(sms))
+        self._require_sound(found)
         return found
+
+    def _require_sound(self, sweeps: dict[str, dict[str, Shape]]) -> None:
+        """Raise BadInput for names that nobody could ask for, and constants that say nothing."""
+        labels = {label for rows in sweeps.values() for label in rows}
+        for name in (*sweeps, *labels):
+            if not (isinstance(name, str) and _LABEL.fullmatch(name)) or name in _TAKEN:
+                raise BadInput(
+                    f"'{self.path}': --shapes cannot name {name!r}: letters, digits and _ . @ + - can stand "
+                    f"in a sweep or a label, and {' and '.join(_TAKEN)} are taken"
+                )
+        said = {name: getattr(self.outline, name, None) for name in _CONSTANTS}
+        for name, (holds, remedy) in _CONSTANTS.items():
+            if said[name] is not None and not holds(said[name]):
+                raise BadInput(f"'{self.path}': {name} = {said[name]!r:.60}: {remedy}")
+        unknown_labels = sorted(set(said["LARGE"] or ()) - labels)
+        if unknown_labels:
+            raise BadInput(f"'{self.path}': LARGE has '{unknown_labels[0]}', which is no row's label")
 
     def hidden_shape(self, rng: random.Random) -> Shape | None:
         """A shape that nobody could prepare for, or None where the problem has none."""

@@ -50,7 +50,7 @@ def write(folder: Path, boards: Sequence[Board], results: Path, root: Path = loa
     Raises BadInput for a folder that cannot be written, and `files.DiskFull`.
     """
     path = folder / "index.html"
-    files.write(path, render(boards, page_data.newest(results), root), parents=True)
+    files.write(path, render(boards, page_data.newest(results), root))
     return path
 
 

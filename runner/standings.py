@@ -90,11 +90,12 @@ def is_current(readme: Path, boards: Sequence[Board], more: dict[str, list[Line]
 
 
 def write(readme: Path, boards: Sequence[Board], more: dict[str, list[Line]]) -> None:
-    """Put boards and tables into a README.
+    """Put boards and tables into a README, a new one where there is none.
 
     Raises BadInput for one that cannot be read or written, and `files.DiskFull`: it is as before then.
     """
-    files.write(readme, with_generated(read_source(readme), boards, more))
+    text = read_source(readme) if readme.exists() else f"# Results\n\n{BEGIN}\n{END}\n"
+    files.write(readme, with_generated(text, boards, more))
 
 
 def _join(tables: dict[str, list[Line]], fmt: str, notes: dict[str, list[str]] | None = None) -> str:

@@ -190,6 +190,14 @@ SLIPS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "validate": (f"{SOUND}def validate(shape): return 1 / 0\n", CUSTOM, "validate does not hold"),
     "no default": (SOUND.replace("n: int = 4", "n: int"), CUSTOM, "Shape, without arguments, does not hold"),
     "no smoke": (SOUND.replace('"smoke"', '"other"'), (), "name some with --shapes, of other"),
+    "a label": (SOUND.replace('"one"', '"n=4,m"'), (), "--shapes cannot name 'n=4,m': letters, digits and"),
+    "a number": (SOUND.replace('"one"', "1"), (), "--shapes cannot name 1: "),
+    "hidden": (SOUND.replace('"smoke"', '"hidden"'), (), "hidden and custom are taken"),
+    "parameters": (f"{SOUND}PARAMETERS = 'new'\n", (), "PARAMETERS = 'new': 'fixed' or 'fresh'"),
+    "a percentage": (f"{SOUND}LIBRARY_SHARE = 50\n", (), "LIBRARY_SHARE = 50: a share from 0 to 1"),
+    "a dimension": (f"{SOUND}BATCH_DIM = 1\n", (), "BATCH_DIM = 1: 0, or leave it out"),
+    "a text": (f"{SOUND}LARGE = 'one'\n", (), "LARGE = 'one': a set of rows' labels"),
+    "no row": (f"{SOUND}LARGE = {{'two'}}\n", (), "LARGE has 'two', which is no row's label"),
     "empty": (SOUND.replace('{"one": Shape(4)}', "{}"), (), "has no shapes in smoke"),
 }
 

@@ -48,10 +48,10 @@ def test_a_row_says_who_is_faster_and_by_how_much() -> None:
 
 
 def test_a_failure_has_a_reason_and_no_times() -> None:
-    failed = Failed(Status.WRONG, "check", "rival: values")
+    failed = Failed(Status.WRONG, "check", "B (mine): values")
     found = compare.row(compare.Duel(CELL, failed, None, ()))
     assert found["status"] == "WRONG"
-    assert found["reason"] == "rival: values"
+    assert found["reason"] == "B (mine): values"
     assert "time_us" not in found
 
 
@@ -65,7 +65,7 @@ def test_both_are_checked_without_a_gpu(
     assert cli.main([*words, "--shapes", "smoke/groups", "--dtype", "fp32", "--math", "tf32"]) == code
     shown = capsys.readouterr().out
     assert ("both are right" in shown) == (code == 0)
-    assert ("rival: " in shown) == (code == 1)
+    assert ("B (zeros): " in shown) == (code == 1)
 
 
 def test_a_row_holds_the_samples_that_its_figures_come_from() -> None:

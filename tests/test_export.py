@@ -301,7 +301,7 @@ def test_the_command_writes_what_is_chosen_and_counts_the_rest(
         (["--format", "trace", "--solution", "slow"], "unknown solution with records 'slow'"),
         (["--format", "trace", "--problem", "conv2d"], "unknown problem with records 'conv2d'"),
         (["--format", "csv"], "invalid choice: 'csv'"),
-        (["--format", "trace", "-o", "/nowhere/file"], "cannot write '/nowhere/file': No such file"),
+        (["--format", "trace", "-o", "/proc/file"], "cannot write '/proc/file': No such file"),
         (["--format", "trace", "--results", "/nowhere"], "'/nowhere' has no records of a GPU"),
     ],
 )

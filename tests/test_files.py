@@ -89,6 +89,13 @@ def test_a_command_on_a_full_disk_leaves_its_file(
 
 
 @pytest.mark.parametrize("name", ["export", "staircase"])
+def test_a_folder_that_is_not_there_is_made(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "file"
+    assert main([*WRITERS[name][0][:-1], str(path)]) == 0
+    assert path.stat().st_size
+
+
+@pytest.mark.parametrize("name", ["export", "staircase"])
 def test_a_kernels_source_is_not_replaced(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -561,6 +561,15 @@ def test_write_keeps_what_stands_around_the_boards(root: Path, capsys: pytest.Ca
     assert run("--results", root / "results", "--check") == exits.EXIT_DONE
 
 
+def test_write_makes_the_readme_that_is_not_there(root: Path) -> None:
+    results = root / "results"
+    board(root, [made(root, "quick", p) for p in PLACES])
+    assert run("--results", results, "--check") == exits.EXIT_USAGE
+    assert run("--results", results, "--write") == exits.EXIT_DONE
+    assert run("--results", results, "--check") == exits.EXIT_DONE
+    assert "### add on rtx4090" in (results / "README.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

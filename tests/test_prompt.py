@@ -606,6 +606,19 @@ def test_feedback_on_an_answer_names_the_failed_shapes_on_the_next_page(tmp_path
     ]
 
 
+def test_reasons_that_find_no_room_on_the_page_are_counted(tmp_path: Path) -> None:
+    failed = [a_failure(f"kernelbench/{number}", f"reason {number}") for number in range(7)]
+    told = failures.Feedback(refused=False, findings=(), correctness=answer.correctness(failed))
+    file = tmp_path / "feedback.json"
+    file.write_text(json.dumps(asdict(told)))
+    assert next_page(file).splitlines()[-1] == "- and 2 other reasons"
+
+    path = record.results_path(tmp_path, "cpu", "convtranspose2d", "gather_gemm")
+    for one in failed[1:]:
+        record.append(path, one)
+    assert "\n- and 1 other reason\n" in page("grid", "--results", tmp_path)
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -658,6 +671,13 @@ GOOD = CODE + MODEL
         ("```py\nclass ModelNew: 0\n```\n```py\nclass ModelNew: 1\n```", "class ModelNew: 1\n"),
         ("```py\na\n```\n```text\nclass ModelNew: 0\n```", "a\n"),
         ("```python\n```", ""),
+        ("1. Here:\n\n   ```py\n   if a:\n       b\n\n   ```\n", "if a:\n    b\n\n"),
+        ("10. Here:\n    ```py\n    a\n    ```\n11. Done.", "a\n"),
+        ("- Here:\n\t```py\n\ta\n\t```\n", "a\n"),
+        (
+            '```py\n"""Use it:\n    ```\n    a\n    ```\n"""\n```',
+            '"""Use it:\n    ```\n    a\n    ```\n"""\n',
+        ),
         ("no block", None),
         ("```python\na\n```\n```python\nb", None),
         ("", None),

@@ -400,6 +400,7 @@ def test_on_a_gpu_a_file_and_its_records_are_kept_and_go_to_the_table(
     assert "one process a cell (--ranked: in five)" in words
 
     readme = folders.results / "README.md"
+    readme.write_text("By hand.\n")
     checking.show_place(folders.results, folders.root, report.records[0])
     assert "warning: the boards are not renewed" in capsys.readouterr().err
     readme.write_text(f"{standings.BEGIN}\n{standings.END}\n")

@@ -27,6 +27,7 @@ def run(options: argparse.Namespace) -> int:
         files.require_regular(request.output, "name a .jsonl file with -o, or leave it out")
     if options.dry_run:
         return _dry_run(request)
+    _tell_unheard(options, request)
     for solution in solutions:
         _tell_flaw(solution)
     outcome = pipeline.run(request, progress.watcher(request.device))
@@ -43,6 +44,13 @@ def run(options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     return exits.of_records(outcome.records)
+
+
+def _tell_unheard(options: argparse.Namespace, request: Request) -> None:
+    """Say which options have nothing to say here."""
+    named = [f"--{name}" for name in ("baseline", "quick", "ranked") if getattr(options, name)]
+    if named and request.device == "cpu":
+        print(f"warning: nothing is timed on a CPU, {' and '.join(named)} changes nothing", file=sys.stderr)
 
 
 def _tell_flaw(solution: Solution) -> None:
@@ -89,6 +97,8 @@ def compare_two(options: argparse.Namespace) -> int:
             if options.output is not None:
                 jsonl.append(options.output, rows[-1:])
     finally:
+        if rows and options.format != "json":
+            print(f"A is {mine.name}, B is {other.name}; where B/A is above 1, A is the faster one\n")
         if rows:
             print(compare.table(rows, options.format))
     return exits.EXIT_DONE if all(one["status"] == "PASS" for one in rows) else exits.EXIT_FAILED

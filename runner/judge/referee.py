@@ -224,11 +224,12 @@ class Referee:
     def face(self, pair: tuple[load.Solution, load.Solution]) -> tuple[Checked, tuple[Inspector, Inspector]]:
         """Check two solutions on the current cell, each in a process of its own; a Foul says whose it is."""
         found = []
-        for role, solution in zip(ROLES, pair, strict=True):
+        for place, role, solution in zip("AB", ROLES, pair, strict=True):
             try:
                 found.append(self._check(solution, role))
             except Foul as foul:
-                raise Foul(foul.status, foul.stage, f"{role}: {foul.reason}", foul.detail) from foul
+                whose = f"{place} ({solution.name})"
+                raise Foul(foul.status, foul.stage, f"{whose}: {foul.reason}", foul.detail) from foul
         (checked, mine), (_, other) = found
         return checked, (mine, other)
 
