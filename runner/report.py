@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from runner import flags
 from runner.schema import HIDDEN, NOT_RANKED, Checked, Launch, PopulationError, Record, Status, Timed, to_json
 from runner.waves import Occupancy, largest, recorded
 
@@ -77,6 +78,11 @@ def summary(records: Iterable[Record], fmt: str = "table") -> str:
     whose cells have all passed and been timed has one; launch-bound cells are counted, not ranked.
     """
     return _per_group([row(record) for record in records], _summary_lines, fmt)
+
+
+def explain_flags(records: Iterable[Record]) -> str:
+    """Say what the flags of these records mean, a line each."""
+    return "\n".join(flags.notes(flag for record in records for flag in _flags(record)))
 
 
 def row(record: Record) -> Row:

@@ -21,7 +21,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner import cards
+from runner import cards, load
+from runner.cli import main
 from runner.judge import case
 
 FOLDER = Path(__file__).parents[1] / "problems"
@@ -668,3 +669,31 @@ def test_validate_names_what_does_not_fit_together(
     assert complaint.startswith(start)
     assert remedy in complaint
     assert "\n" not in complaint
+
+
+ASKS_PYTORCH = '''
+"""Ask PyTorch."""
+import torch
+
+class ModelNew(torch.nn.Module):
+    def __init__(self, ins, outs, bias):
+        super().__init__()
+        self.fc = torch.nn.Linear(ins, outs, bias)
+
+    def forward(self, x):
+        return self.fc(x){change}
+'''
+
+
+@pytest.mark.parametrize(("change", "code"), [("", 0), (" * 1.01", 1)])
+def test_the_example_that_is_no_convolution_is_a_problem(change: str, code: int, tmp_path: Path) -> None:
+    text = (FOLDER / "README.md").read_text().partition("## A whole one")[2]
+    problem, solution = tmp_path / "linear.py", tmp_path / "asks_pytorch.py"
+    problem.write_text(text.partition("```python\n")[2].partition("```")[0])
+    solution.write_text(ASKS_PYTORCH.format(change=change))
+    found = load.find_problem(str(problem))
+    for sweep in found.sweeps(128).values():
+        assert all(found.valid(shape, label) == shape for label, shape in sweep.items())
+    assert main(["check", str(solution), "--problem", str(problem), "--device", "cpu"]) == code
+    if code == 0:
+        assert main(["admit", "--problem", str(problem), "--shapes", "smoke", "--device", "cpu"]) == 0

@@ -484,6 +484,14 @@ def test_the_summary_ranks_only_what_passed_everywhere() -> None:
     ]
 
 
+def test_flags_are_explained_once_and_without_any_nothing_is_said() -> None:
+    flags = ("launch_bound", f"{NOT_RANKED}: batch_gain")
+    names = [line.split(":")[0] for line in report.explain_flags([record(flags=flags)] * 2).splitlines()]
+    assert {"launch_bound", NOT_RANKED, "batch_gain"} <= set(names)
+    assert len(names) == len(set(names))
+    assert report.explain_flags([cpu(failed(Status.CRASH))]) == ""
+
+
 def test_the_summary_of_a_cpu_run_counts_only() -> None:
     many = [cpu(record()), cpu(failed(Status.CRASH)), cpu(failed(Status.CRASH))]
     assert summary_cells(many) == [["phase_gemm", "tf32", "3", "1", "2 CRASH"]]

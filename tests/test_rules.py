@@ -90,7 +90,8 @@ LAYERS = {
     "runner.lint": ("runner.schema",),
     "runner.load": ("runner.schema",),
     "runner.record": ("runner.schema", "runner.decode"),
-    "runner.report": ("runner.schema", "runner.analyse", "runner.waves"),
+    "runner.flags": (),
+    "runner.report": ("runner.schema", "runner.analyse", "runner.waves", "runner.flags"),
     "runner.jsonl": ("runner.load",),
     "runner.files": ("runner.load",),
     "runner.gpu_lock": (),
@@ -243,6 +244,12 @@ def test_a_documented_command_parses(command: str) -> None:
     words = shlex.split(command, comments=True)
     with contextlib.suppress(SystemExit):  # --help and --version; what is wrong is BadInput
         arguments.parse(words)
+
+
+def test_every_module_of_the_runner_stands_in_its_table() -> None:
+    table = (ROOT / "runner" / "README.md").read_text().partition("| module |")[2].partition("\n\n")[0]
+    told = {name for line in table.splitlines() for name in re.findall(r"`(\w+)`", line.split("|")[1])}
+    assert told == {name.split(".")[1] for name in MODULES if "." in name} - {"__main__"}
 
 
 def test_what_is_installed_is_all_of_the_runner() -> None:

@@ -36,6 +36,8 @@ def run(options: argparse.Namespace) -> int:
     print(report.table(outcome.records, options.format))
     if options.format in ("table", "github"):
         print(report.summary(outcome.records, options.format))
+        if explained := report.explain_flags(outcome.records):
+            print(f"\n{explained}")
     if outcome.left:
         print(f"stopped by the budget with {outcome.left} cells left: run again to go on", file=sys.stderr)
     elif outcome.resumed == len(outcome.records):
