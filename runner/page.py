@@ -16,7 +16,7 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
 
-from runner import cards, files, load, page_data, standings
+from runner import cards, files, flags, load, page_data, standings
 from runner.leaderboard import Board, Entry, geometric_mean
 from runner.lint import read_header
 from runner.page_html import Field, Line, details, difference, joined, safe, source, table
@@ -135,7 +135,8 @@ def _section(index: int, board: Board, data: Facts, sources: Sources) -> str:
     ]
     caption = f"The best first; {board.cells} cells, {_card(board)}"
     heading = f'<h2 id="board-{index}">{safe(title)}</h2>'
-    body = [table(caption, lines, "solution", "rank"), *(_gaps(entry) for _, entry in board.ranked)]
+    gaps = (_gaps(entry) for _, entry in board.ranked)
+    body = [table(caption, lines, "solution", "rank"), _flags(board), *gaps]
     charts = _charts(index, data) if data["solutions"] else []
     return joined([f'<section aria-labelledby="board-{index}">', heading, *body, *charts, "</section>"])
 
@@ -177,6 +178,12 @@ def _interval(speedup: float, low: float, high: float) -> str:
 
 def _share(share: float | None) -> Field:
     return Field(ABSENT if share is None else f"{share:.0%}", share)
+
+
+def _flags(board: Board) -> str:
+    notes = flags.notes(flag for _, entry in board.listed for flag in entry.flags)
+    items = joined(f"<li>{safe(note)}</li>" for note in notes)
+    return details("What the flags mean", f"{len(notes)} of them", f"<ul>{items}</ul>") if notes else ""
 
 
 def _gaps(entry: Entry) -> str:

@@ -204,6 +204,13 @@ def test_the_page_is_sound_and_names_what_it_refers_to(root: Path) -> None:
     assert all(attributes.get("type") == "button" for tag, attributes in document.tags if tag == "button")
 
 
+def test_a_boards_flags_are_explained(root: Path) -> None:
+    text = rendered(root)
+    assert text.count("What the flags mean") == 2
+    assert "<li>wide: the interval is wider" in text
+    assert "<li>library: " not in text
+
+
 def test_the_page_loads_nothing(root: Path) -> None:
     document = Document(rendered(root))
     assert not {"link", "img", "iframe", "object", "embed", "base", "form"} & {
