@@ -39,6 +39,8 @@ RESOLUTION = 0.001
 AS_SHIPPED = "eager"
 #: Flags a comparison whose interval is wider than was asked for.
 WIDE = "wide"
+#: Flags one with a baseline that did not go through the rounds.
+IN_PILOT = "best_in_pilot"
 
 CLAIM, JUDGE = "claim", "judge"
 #: A bound may exceed a claim by this share, and by this much of a window, for an honest kernel.
@@ -104,7 +106,7 @@ def _verdict(low: float, high: float, target: float) -> Verdict:
     return Verdict.SLOWER if high < 0 else Verdict.UNRESOLVED
 
 
-def comparison(timed: Timed, baseline: str, target: float = TARGET) -> Comparison:
+def comparison(timed: Timed, baseline: str) -> Comparison:
     """Compare the solution with a baseline that went through all the rounds.
 
     Of one process this is `compare`. Of several it is the median of the processes' own medians, and the
@@ -113,21 +115,56 @@ def comparison(timed: Timed, baseline: str, target: float = TARGET) -> Compariso
     """
     pairs = _pairs(timed, baseline)
     if len(pairs) == 1:
-        return compare(*pairs[0], baseline, target)
+        return compare(*pairs[0], baseline)
     medians = np.array(ratios_of_processes(timed, baseline))
     rounds = sum(len(mine) for mine, _ in pairs)
-    return _comparison(baseline, median(medians), _over_processes(medians), rounds, target)
+    return _comparison(baseline, median(medians), _over_processes(medians), rounds, TARGET)
 
 
 def against_best(timed: Timed) -> Comparison:
-    """Compare with the baseline that leaves the solution least: the pilot's choice, or PyTorch as shipped.
+    """Compare with the baseline that leaves the solution least.
 
-    Both run in all the rounds. A pilot is short, and its choice may turn out the slower of the two. Raises
-    as `comparison` does.
+    That is the pilot's choice or PyTorch as shipped, which both run in all the rounds, or one that the pilot
+    dropped though it was faster than these beyond doubt: then its few rounds there are what is compared
+    with. Raises as `comparison` does.
     """
     shipped = [s.variant for s in timed.samples if s.variant == AS_SHIPPED and not s.config.get("pilot")]
     found = [comparison(timed, name) for name in dict.fromkeys([timed.headline, *shipped])]
-    return min(found, key=lambda c: c.speedup)
+    best = min(found, key=lambda c: c.speedup)
+    dropped = [_unpaired(timed, s) for s in dropped_though_faster(timed, best.baseline)]
+    return min([best, *dropped], key=lambda c: c.speedup)
+
+
+def dropped_though_faster(timed: Timed, best: str) -> list[Samples]:
+    """Return what the pilot dropped that each of its rounds shows faster than `best`, and by more than SAME.
+
+    What it drops could all have been its choice (`runner.baselines`): others run in all the rounds.
+    """
+    best_us = median(times_us(timed, best))
+    margin = math.exp(2 * TARGET)
+    return [
+        s
+        for s in timed.samples
+        if s.config.get("pilot") and max(s.times_us) < best_us and margin * median(s.times_us) < best_us
+    ]
+
+
+def _unpaired(timed: Timed, baseline: Samples) -> Comparison:
+    """Compare with samples of other rounds: an interval from the ends of both sides' intervals.
+
+    All of six rounds, a pilot's, hold the median of many with 97 %.
+    """
+    low_us, high_us = interval_us(timed, "solution")
+    centre = math.log(median(baseline.times_us) / median(times_us(timed, "solution")))
+    low, high = math.log(min(baseline.times_us) / high_us), math.log(max(baseline.times_us) / low_us)
+    return Comparison(
+        baseline.variant,
+        math.exp(centre),
+        math.exp(low),
+        math.exp(high),
+        _verdict(low, high, TARGET),
+        len(baseline.times_us),
+    )
 
 
 def ratios_of_processes(timed: Timed, baseline: str) -> list[float]:
@@ -178,14 +215,20 @@ def is_wide(timed: Timed) -> bool:
 
 
 def flags_of(record: Record) -> tuple[str, ...]:
-    """Return a record's flags, with `wide` where it is older than this flag."""
-    timed = record.timed
-    if timed is None or WIDE in record.flags:
+    """Return a record's flags, with those of its comparison where it is older than they are."""
+    if record.timed is None:
         return record.flags
     try:
-        return (*record.flags, WIDE) if is_wide(timed) else record.flags
+        return tuple(dict.fromkeys([*record.flags, *flags_of_comparison(record.timed)]))
     except (KeyError, ValueError):  # without pairs there is no interval
         return record.flags
+
+
+def flags_of_comparison(timed: Timed) -> list[str]:
+    """Return what a reader must know of the best comparison. Raises as `comparison` does."""
+    best = against_best(timed).baseline
+    in_pilot = all(s.config.get("pilot") for s in timed.samples if s.variant == best)
+    return [*([WIDE] if is_wide(timed) else []), *([IN_PILOT] if in_pilot else [])]
 
 
 def is_look(rounds: int) -> bool:

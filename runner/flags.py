@@ -16,6 +16,7 @@ FLAGS = {
     ),
     "launch_bound": "the host takes longer to issue a call than the device to run it: kept apart from means",
     "wide": "the interval is wider than the run asked for: the most rounds, or the most time, came first",
+    "best_in_pilot": "the best baseline was dropped by the pilot: the speed-up is over its few rounds there",
     "autocorrelated": "neighbouring rounds resemble each other: the interval is taken over blocks of six",
     "bimodal": "the ratios have more than one mode, or drift: their median is not their centre",
     "unsettled": "the first rounds had not come to rest when the measurement began",

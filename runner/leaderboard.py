@@ -153,7 +153,7 @@ def geometric_mean(speedups: Iterable[Comparison]) -> Mean:
 
 
 def rank(entries: Iterable[Entry]) -> tuple[tuple[int | None, Entry], ...]:
-    """Order entries by their mean; a rank is lost only by being slower beyond the noise.
+    """Order entries by their mean; a rank is lost only by being slower beyond that interval.
 
     Means of two entries may be over different cells, because different ones are launch-bound. So the first
     of a rank and the next entry are compared cell by cell where both have one.
@@ -182,7 +182,7 @@ def _is_faster(first: Entry, other: Entry) -> bool:
 
 
 def _ratio(first: Comparison, other: Comparison) -> Comparison:
-    """Divide two speed-ups over the same baseline, bounds at their worst."""
+    """Divide two speed-ups, each over the best baseline of its run, bounds at their worst."""
     return replace(
         first,
         speedup=first.speedup / other.speedup,

@@ -167,7 +167,7 @@ def _speed(timed: Timed, roofline: dict[str, Any]) -> Row:
         "processes": timed.processes,
         "best": ratio.baseline,
         "best_us": statistics.median(times_us(timed, ratio.baseline)),
-        "best_config": samples[ratio.baseline].config,
+        "best_config": next(s.config for s in timed.samples if s.variant == ratio.baseline),
         "speedup": ratio.speedup,
         "low": ratio.low,
         "high": ratio.high,

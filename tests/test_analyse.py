@@ -27,6 +27,7 @@ from runner.analyse import (
     comparison,
     decided,
     diagnose,
+    flags_of_comparison,
     gains_by_batching,
     half_width,
     headline,
@@ -368,9 +369,35 @@ def test_a_speedup_is_over_the_faster_of_the_pilots_choice_and_pytorch_as_shippe
     assert against_best(both).speedup == pytest.approx(1.3 * min(share, 1.0), rel=0.01)
 
 
-def test_what_ran_in_the_pilot_alone_is_not_compared():
+def dropped(timed: Timed, *shares: float) -> Timed:
+    """`timed` with a baseline that ran in the pilot alone, at these shares of the headline's median."""
+    headline_us = median([t for s in timed.samples if s.variant == timed.headline for t in s.times_us])
+    (first,) = (s for s in timed.samples if s.variant == timed.headline and s.process == 0)
+    times_us = tuple(share * headline_us for share in shares)
+    pilot = replace(first, variant="channels_last", times_us=times_us, config={"pilot": True})
+    return replace(timed, samples=(*timed.samples, pilot))
+
+
+@pytest.mark.parametrize(
+    "shares",
+    [(1.1,) * 6, (1.0,) * 6, (0.99,) * 6, (0.7, 0.7, 0.7, 0.7, 0.7, 1.01)],
+    ids=["slower", "equal", "within SAME", "not in all rounds"],
+)
+def test_what_ran_in_the_pilot_alone_is_not_compared(shares: tuple[float, ...]):
     alone = timed(white(rng(1), speedup=1.3))
-    assert against_best(with_eager(alone, 0.5, {"pilot": True})) == comparison(alone, "cudnn")
+    assert against_best(dropped(alone, *shares)) == comparison(alone, "cudnn")
+    assert flags_of_comparison(dropped(alone, *shares)) == []
+
+
+@pytest.mark.parametrize("processes", [1, 5])
+def test_what_the_pilot_dropped_though_it_was_faster_is_compared(processes: int):
+    runs = [timed(white(rng(seed), speedup=1.3)) for seed in range(processes)]
+    both = dropped(together(runs) if processes > 1 else runs[0], 0.79, 0.8, 0.8, 0.8, 0.81, 0.81)
+    found = against_best(both)
+    assert (found.baseline, found.rounds, found.verdict) == ("channels_last", 6, Verdict.FASTER)
+    assert found.speedup == pytest.approx(1.3 * 0.8, rel=0.01)
+    assert found.low < 1.3 * 0.79 < 1.3 * 0.81 < found.high
+    assert flags_of_comparison(both) == ["wide", "best_in_pilot"]
 
 
 def test_an_interval_over_processes_holds_what_differs_from_process_to_process():

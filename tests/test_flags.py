@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 MAKERS = ("judge/referee.py", "judge/timing.py", "weigh.py", "analyse.py", "record.py")
 #: These stand behind a colon, `syncs` in front of one too.
 SECOND = {"arithmetic_mismatch", "batch_gain"}
-NAMED = {"NOT_RANKED": NOT_RANKED, "analyse.WIDE": analyse.WIDE}
+NAMED = {"NOT_RANKED": NOT_RANKED, "WIDE": analyse.WIDE, "IN_PILOT": analyse.IN_PILOT}
 
 
 def _text(node: ast.expr) -> list[str]:
@@ -51,7 +51,10 @@ def made() -> Iterator[str]:
                     yield from (text for key in keys if key for text in _text(key))
                 case ast.Assign(targets=[ast.Name(id="flag")], value=value):
                     yield from _text(value)
-                case ast.Assign(targets=[ast.Name(id="flags" | "disturbed")], value=value):
+                case (
+                    ast.Assign(targets=[ast.Name(id="flags" | "disturbed")], value=value)
+                    | ast.FunctionDef(name="flags_of_comparison", body=[*_, ast.Return(value=value)])
+                ) if value:
                     lists = (one for one in ast.walk(value) if isinstance(one, ast.List))
                     yield from (text for one in lists for element in one.elts for text in _text(element))
                     comprehended = (one for one in ast.walk(value) if isinstance(one, ast.ListComp))
