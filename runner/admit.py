@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from runner import files
+from runner import files, gpu_lock
 from runner.decode import Malformed, decode
 from runner.judge_process import JudgeDied
 from runner.load import ROOT, BadInput, Problem, read_source
@@ -104,10 +104,14 @@ def _code(source: str) -> str:
 
 
 def admit(problem: Problem, cells: Sequence[Cell], device: str) -> Iterator[Admission]:
-    """Hold the battery against each cell, in a process that has torch. Raises JudgeDied if that ends."""
+    """Hold the battery against each cell, in a process that has torch, and nobody else on the GPU.
+
+    Raises JudgeDied if the process ends, and DeviceBusy.
+    """
     command = [sys.executable, "-m", "runner.judge.admission", device]
     pipe = subprocess.PIPE
     with (
+        gpu_lock.hold(gpu_lock.uuid_of(device), device),
         tempfile.TemporaryFile() as log,
         subprocess.Popen(
             command,
@@ -122,17 +126,26 @@ def admit(problem: Problem, cells: Sequence[Cell], device: str) -> Iterator[Admi
     ):
         assert process.stdin is not None  # noqa: S101 - pipes were asked for
         assert process.stdout is not None  # noqa: S101
-        for cell in cells:
-            request = {"problem": str(problem.path.resolve()), "name": problem.name, "cell": to_json(cell)}
-            with contextlib.suppress(BrokenPipeError):  # it has ended: there will be no answer
-                print(json.dumps(request), file=process.stdin, flush=True)
-            line = process.stdout.readline()
-            if not line.endswith("\n"):
-                code = process.wait()
-                log.seek(0)
-                words = log.read().decode(errors="replace").split("\n")
-                raise JudgeDied(next((word for word in reversed(words) if word.strip()), f"exit code {code}"))
-            yield decode(Admission, json.loads(line))
+        try:
+            for cell in cells:
+                request = {
+                    "problem": str(problem.path.resolve()),
+                    "name": problem.name,
+                    "cell": to_json(cell),
+                }
+                with contextlib.suppress(BrokenPipeError):  # it has ended: there will be no answer
+                    print(json.dumps(request), file=process.stdin, flush=True)
+                line = process.stdout.readline()
+                if not line.endswith("\n"):
+                    code = process.wait()
+                    log.seek(0)
+                    words = log.read().decode(errors="replace").split("\n")
+                    last = next((word for word in reversed(words) if word.strip()), f"exit code {code}")
+                    raise JudgeDied(last)
+                yield decode(Admission, json.loads(line))
+        except BaseException:  # nobody waits for an answer any more
+            process.kill()
+            raise
 
 
 @dataclass(frozen=True)

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from runner.schema import Comparison, Record, Samples, Timed, Verdict
+from runner.schema import TARGET, Comparison, Record, Samples, Timed, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
+#: Student's t at 97.5 %, where no expansion is near.
+_FEW_FREEDOMS = {1: 12.706, 2: 4.303}
 #: Log ratios in the order of the rounds.
 Ratios = NDArray[np.float64]
 
-#: Half-width of the interval at which a ranked run may stop, and half the margin that counts as SAME.
-TARGET = 0.01
 #: Fewer rounds than this carry no 95 % interval worth a verdict.
 MIN_ROUNDS = 12
 FIRST_LOOK = 24
@@ -208,10 +208,9 @@ def half_width(candidate_us: Sequence[float], baseline_us: Sequence[float]) -> f
     return (high - low) / 2
 
 
-def is_wide(timed: Timed) -> bool:
+def is_wide(found: Comparison, target: float) -> bool:
     """Tell whether the most rounds, or the most time, came before an interval as narrow as asked for."""
-    found = against_best(timed)
-    return math.log(found.high / found.low) / 2 > timed.target
+    return math.log(found.high / found.low) / 2 > target
 
 
 def flags_of(record: Record) -> tuple[str, ...]:
@@ -226,9 +225,9 @@ def flags_of(record: Record) -> tuple[str, ...]:
 
 def flags_of_comparison(timed: Timed) -> list[str]:
     """Return what a reader must know of the best comparison. Raises as `comparison` does."""
-    best = against_best(timed).baseline
-    in_pilot = all(s.config.get("pilot") for s in timed.samples if s.variant == best)
-    return [*([WIDE] if is_wide(timed) else []), *([IN_PILOT] if in_pilot else [])]
+    best = against_best(timed)
+    in_pilot = all(s.config.get("pilot") for s in timed.samples if s.variant == best.baseline)
+    return [*([WIDE] if is_wide(best, timed.target) else []), *([IN_PILOT] if in_pilot else [])]
 
 
 def is_look(rounds: int) -> bool:
@@ -340,7 +339,9 @@ def together(runs: Sequence[Timed]) -> Timed:
 
 
 def _by_judge(samples: Samples) -> Samples:
-    return replace(samples, times_us=samples.bounds_us, claims_us=samples.times_us, bounds_us=())
+    return replace(
+        samples, times_us=samples.bounds_us, claims_us=samples.times_us, bounds_us=(), single_us=None
+    )
 
 
 def by_claims(samples: Sequence[Samples]) -> list[Samples]:
@@ -450,7 +451,9 @@ def _block_interval(ratios: Ratios) -> tuple[float, float]:
 
 
 def t_quantile(freedom: int) -> float:
-    """Return Student's t at 97.5 %: Abramowitz and Stegun 26.7.5, within 1 % from 3 degrees of freedom on."""
+    """Return Student's t at 97.5 %, from 3 on within 1 % by Abramowitz and Stegun 26.7.5."""
+    if freedom in _FEW_FREEDOMS:
+        return _FEW_FREEDOMS[freedom]
     z = 1.959964
     terms: tuple[float, ...] = (
         (z**3 + z) / 4,

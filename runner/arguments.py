@@ -416,8 +416,8 @@ def _add_doctor(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", metavar="cpu|cuda:N", help="default: a GPU if there is one")
     parser.add_argument(
         "--require",
-        choices=("none", "partial", "full"),
-        default="full",
+        choices=ISOLATION,
+        default=ISOLATION[-1],
         help="isolation of contestants that is enough (default: %(default)s)",
     )
     parser.add_argument("--format", choices=("table", "json"), default="table")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from runner.decode import decode
 from runner.judge_process import Judge, JudgeDied
 from runner.load import Solution
-from runner.pipeline import require_sms
-from runner.plan import Request
+from runner.pipeline import refusal, require_sms
+from runner.plan import Job, Request
 from runner.schema import PROTOCOL, Cell, Failed, Timed, to_json
 from runner.weigh import card_of
 
@@ -48,6 +48,10 @@ def compare(request: Request, other: Solution, watch: Callable[[Cell], None]) ->
         facts = _facts(request, mine, other, judge.environment)
         for cell in request.cells:
             watch(cell)
+            refused = _refusal(mine, other, cell)
+            if refused is not None:
+                yield Duel(cell, refused, None, (), facts | {"isolation": "", "time_utc": _now()})
+                continue
             question = {
                 "problem": str(request.problem.path),
                 "name": request.problem.name,
@@ -69,6 +73,15 @@ def compare(request: Request, other: Solution, watch: Callable[[Cell], None]) ->
                 raise JudgeDied(f"the GPU is lost: {answer['lost']}")
     finally:
         judge.close()
+
+
+def _refusal(mine: Solution, other: Solution, cell: Cell) -> Failed | None:
+    """What needs no contestant: a text that is no solution, a cell that one of the two does not declare."""
+    for place, solution in (("A", mine), ("B", other)):
+        refused = refusal(Job(solution, cell))
+        if refused is not None:
+            return replace(refused, reason=f"{place} ({solution.name}): {refused.reason}")
+    return None
 
 
 def _facts(request: Request, mine: Solution, other: Solution, environment: dict[str, Any]) -> dict[str, Any]:
@@ -118,7 +131,7 @@ def row(duel: Duel) -> dict[str, Any]:
     found = analyse.comparison(duel.timed, RIVAL)
     return facts | {
         "status": "PASS",
-        "flags": [*duel.flags, *([analyse.WIDE] if analyse.is_wide(duel.timed) else [])],
+        "flags": [*duel.flags, *([analyse.WIDE] if analyse.is_wide(found, duel.timed.target) else [])],
         "time_us": analyse.median(analyse.times_us(duel.timed, "solution")),
         "other_us": analyse.median(analyse.times_us(duel.timed, RIVAL)),
         "ratio": found.speedup,

@@ -7,11 +7,9 @@ from typing import Any
 
 from runner import cards
 from runner.diagnosis import MEND, NOTE, OK, Diagnosis
+from runner.schema import ISOLATION
 
 Facts = dict[str, Any]
-
-#: What a contestant may be confined by, from the least to what a ranked record of a stranger's file needs.
-LEVELS = ("none", "partial", "full")
 
 _SANDBOX = {
     "landlock": "run Linux 5.19 or later with `landlock` in /sys/kernel/security/lsm; a container's seccomp "
@@ -121,7 +119,7 @@ def confinement(isolation: Facts, required: str) -> Iterator[Diagnosis]:
         yield Diagnosis("isolation", MEND, isolation["error"], "no contestant starts: see the line above")
         return
     level = isolation["level"]
-    state = OK if level == "full" else NOTE if LEVELS.index(level) >= LEVELS.index(required) else MEND
+    state = OK if level == "full" else NOTE if ISOLATION.index(level) >= ISOLATION.index(required) else MEND
     yield Diagnosis("isolation", state, level)
     for missing in isolation["missing"]:
         layer = missing.partition(":")[0]

@@ -57,9 +57,7 @@ def explain(
     reports = []
     for solution in solutions:
         header = read_header(solution.source)
-        covered = [
-            c for c in cells if c.dtype in header.dtypes and (c.dtype != "fp32" or c.math in header.maths)
-        ]
+        covered = [cell for cell in cells if header.covers(cell)]
         forwards = iter(retarget(problem, solution, covered, cards, timeout_s))
         for cell in cells:
             for card in cards:

@@ -44,12 +44,12 @@ def evaluate(
     chosen = devices.choose(device)
     cells = plan.plan_cells(found, load.as_names(shapes), dtypes, maths, chosen, _card(card).sms)
     timed = baselines is None or len(baselines) > 0
-    for limit, value, most in (
-        ("timeout_s", timeout_s, MOST),
-        ("memory_bytes", memory_bytes, MOST * 2**30),
-        ("sms", sms or None, MOST),
+    for limit, value, kind, most in (
+        ("timeout_s", timeout_s, (int, float), MOST),
+        ("memory_bytes", memory_bytes, int, MOST * 2**30),
+        ("sms", sms or None, int, MOST),
     ):
-        _require_positive(limit, value, most)
+        _require_positive(limit, value, kind, most)
     if quick and ranked:
         raise load.BadInput("quick and ranked exclude each other: leave one out")
     with TemporaryDirectory(prefix="kernelwave-") as folder:
@@ -74,6 +74,8 @@ def _card(name: str) -> cards.Card:
         raise load.BadInput(str(error)) from None
 
 
-def _require_positive(name: str, value: float | None, most: float) -> None:
-    if value is not None and not (isinstance(value, (int, float)) and 0 < value <= most):
-        raise load.BadInput(f"{name}={value!r:.60} is not a positive number up to {most}")
+def _require_positive(name: str, value: float | None, kind: type | tuple[type, ...], most: float) -> None:
+    is_one = isinstance(value, kind) and not isinstance(value, bool)
+    if value is not None and not (is_one and 0 < value <= most):
+        what = "whole number" if kind is int else "number"
+        raise load.BadInput(f"{name}={value!r:.60} is not a positive {what} up to {most}")

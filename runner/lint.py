@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from runner.schema import DTYPES, MATHS
+from runner.schema import DTYPES, MATHS, Cell
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -64,6 +64,10 @@ class Header:
     notes: str = ""
     maths: tuple[str, ...] = MATHS
     dtypes: tuple[str, ...] = DTYPES
+
+    def covers(self, cell: Cell) -> bool:
+        """Tell whether the solution declares a cell's arithmetic."""
+        return cell.dtype in self.dtypes and (cell.dtype != "fp32" or cell.math in self.maths)
 
 
 #: A rule reads a tree and yields what it finds.

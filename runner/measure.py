@@ -2,7 +2,7 @@
 
 Nothing here knows torch or a GPU: a `Bench` rings and waits, so the logic is tested with a fake one.
 A sample is the judge's window around `calls` calls, less the null window of the same process, and beside
-it what the contestant's own events say. `analyse.clock` decides which of the two series is used.
+it what the contestant's own events say. `analyse.decided` tells which of the two series is used.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Protocol, TypeVar
 from runner import analyse
 from runner.channel import Call
 from runner.phases import BUSY, ROUNDS, Phases
-from runner.schema import Samples, Timed
+from runner.schema import TARGET, Samples, Timed
 
 SOLUTION = "solution"
 #: A second solution, which the first is compared with.
@@ -112,7 +112,7 @@ class Window:
 class Settings:
     """How long to measure. `target` is the half-width of the interval in log ratio."""
 
-    target: float = analyse.TARGET
+    target: float = TARGET
     budget_s: float = 1.0
     max_rounds: int = MAX_ROUNDS
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from runner import cards, ncu
+from runner import cards, gpu_lock, ncu
 from runner.decode import Malformed, decode
 from runner.load import ROOT, Problem, Solution
 from runner.pipeline import HarnessFailure
@@ -21,6 +21,8 @@ from runner.schema import Cell, Launch
 
 #: Words that start the process.
 CHILD = ("-m", "runner.profiled")
+#: What that computes on: the first GPU it sees.
+DEVICE = "cuda:0"
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,10 @@ def _run(
         "cells": [{"shape": cell.shape, "dtype": cell.dtype, "math": cell.math} for cell in cells],
     }
     environment = {name: text for name, text in os.environ.items() if name != "TRITON_INTERPRET"}
-    with TemporaryDirectory(prefix="kernelwave-profile-") as folder:
+    with (
+        gpu_lock.hold(gpu_lock.uuid_of(DEVICE), DEVICE),
+        TemporaryDirectory(prefix="kernelwave-profile-") as folder,
+    ):
         question, report, log, said = (Path(folder) / name for name in ("request", "report", "log", "said"))
         question.write_text(json.dumps(request))
         command = wrap(log, [sys.executable, *CHILD, str(question), str(report)])

@@ -136,9 +136,9 @@ class _Run:
 
     def _job(self, job: Job, environment: dict[str, Any], card: str) -> tuple[Record, str | None]:
         """Return what is found, and why the judge is gone or has no GPU, if so; None if it was not asked."""
-        refusal = _refuse(job)
-        if refusal is not None:
-            ruling = {"failed": to_json(refusal)}
+        refused = refusal(job)
+        if refused is not None:
+            ruling = {"failed": to_json(refused)}
             return make_record(self.request.problem, job, environment, card, ruling, ""), None
         try:
             answer = self._judge().ask(_question(self.request, job))
@@ -176,15 +176,12 @@ def flaw(solution: load.Solution) -> lint.Finding | None:
     return next((one for one in lint.lint(solution.source) if one.severity == lint.ERROR), None)
 
 
-def _refuse(job: Job) -> Failed | None:
+def refusal(job: Job) -> Failed | None:
     """What needs no contestant: a text that is no solution, a cell that it does not declare."""
     error = flaw(job.solution)
     if error is not None:
         return Failed(Status.BUILD, TEXT, f"line {error.line}: {error.message}")
-    header = lint.read_header(job.solution.source)
-    if job.cell.dtype not in header.dtypes or (
-        job.cell.dtype == "fp32" and job.cell.math not in header.maths
-    ):
+    if not lint.read_header(job.solution.source).covers(job.cell):
         return Failed(Status.NOT_COVERED, "plan", f"the solution does not declare {job.cell.arithmetic}")
     return None
 

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from runner import load, record
-from runner.schema import CALL_S, DTYPES, HIDDEN, MATHS, MEMORY_BYTES, PROTOCOL, Cell, Record, Shape, Status
+from runner.schema import (
+    CALL_S,
+    DTYPES,
+    HIDDEN,
+    MATHS,
+    MEMORY_BYTES,
+    PROTOCOL,
+    TARGET,
+    Cell,
+    Record,
+    Shape,
+    Status,
+)
 
 #: The suite's target; its waves are what the sweep `waves` places shapes for where no card is known.
 TARGET_CARD = "rtx4090"
@@ -19,8 +32,8 @@ RANKED_PROCESSES = 5
 #: A dry run's estimate of a cell, in seconds: `smoke` of three problems took 0.5 to 1.3 on two cores,
 #: layers 5 on an H100. The largest of KernelBench take 20 there.
 ESTIMATE_S = {"cpu": 1.0, "cuda": 5.0}
-#: Limits of a contestant, as granted by default: who is stopped at one may do within a larger one.
-GRANTED = {"call_s": CALL_S, "memory_bytes": MEMORY_BYTES}
+#: The interval at which rounds may end (`schema.TARGET`), and the seconds that they may take.
+USUAL_ROUNDS, QUICK_ROUNDS = (TARGET, 1.0), (0.03, 0.5)
 
 
 @dataclass(frozen=True)
@@ -150,22 +163,40 @@ def recorded(request: Request) -> set[tuple[str, str]]:
 
 
 def suffices(request: Request, found: Record) -> bool:
-    """Whether a record has what a request wants of its cell: times, and those of as many processes.
+    """Whether a record has what a request wants of its cell: times, of as many processes and as narrow.
 
     A limit that stopped a solution tells nothing of a larger one.
     """
     if found.status in (Status.TIMEOUT, Status.OOM):
-        then = GRANTED | found.environment.get("limits", {})
-        return all(value <= then[name] for name, value in granted(request).items())
+        then = _numbers(found.environment.get("limits"))
+        return all(value <= then.get(name, _usual(name)) for name, value in granted(request).items())
     if found.timed is not None:
-        return found.timed.processes >= int(request.limits.get("processes", 1))
+        wanted = request.limits.get("target", TARGET)
+        return (
+            found.timed.processes >= int(request.limits.get("processes", 1)) and found.timed.target <= wanted
+        )
     timeless = request.device == "cpu" or not request.baselines or found.cell.sweep == HIDDEN
     return timeless or found.status is not Status.PASS
 
 
 def granted(request: Request) -> dict[str, float]:
     """Return a contestant's limits in this request, as its records tell them."""
-    return {name: request.limits.get(name, usual) for name, usual in GRANTED.items()}
+    return {name: request.limits.get(name, _usual(name)) for name in ("call_s", "memory_bytes")}
+
+
+def _usual(limit: str) -> float:
+    return CALL_S if limit == "call_s" else default_memory_bytes()
+
+
+def _numbers(value: object) -> dict[str, float]:
+    """Take what is a number from what may be any JSON."""
+    pairs = value.items() if isinstance(value, dict) else ()
+    return {str(name): number for name, number in pairs if isinstance(number, (int, float))}
+
+
+def default_memory_bytes() -> int:
+    """Half of the host's memory, or MEMORY_BYTES where that is less."""
+    return min(MEMORY_BYTES, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE") // 2)
 
 
 def limits(
@@ -177,12 +208,11 @@ def limits(
     sms: int = 0,
 ) -> dict[str, float]:
     """Return a request's `limits`: those of a contestant, and how long and where it is timed."""
-    target, timing_s = (0.03, 0.5) if quick else (0.01, 1.0)
-    memory = {} if memory_bytes is None else {"memory_bytes": memory_bytes}
+    target, timing_s = QUICK_ROUNDS if quick else USUAL_ROUNDS
     return {
         "build_s": 2 * timeout_s,
         "call_s": timeout_s,
-        **memory,
+        "memory_bytes": default_memory_bytes() if memory_bytes is None else memory_bytes,
         "timing_s": timing_s,
         "target": target,
         "processes": RANKED_PROCESSES if ranked else 1,

@@ -17,7 +17,7 @@ from runner import cards, devices, ncu, record, roofline
 from runner.lint import read_header
 from runner.load import BadInput, Problem, Solution
 from runner.observe import Observation, Settings, counted, plain
-from runner.schema import Cell, Launch
+from runner.schema import PROTOCOL, Cell, Launch
 from runner.waves import occupancy
 
 #: What is known of one solution in one cell; `metrics` is {kernel: {metric: number}}.
@@ -70,7 +70,7 @@ def require_device() -> None:
 def declared(solution: Solution, cells: Sequence[Cell]) -> list[Cell]:
     """Return the cells that a solution says it covers."""
     header = read_header(solution.source)
-    return [c for c in cells if c.dtype in header.dtypes and (c.dtype != "fp32" or c.math in header.maths)]
+    return [cell for cell in cells if header.covers(cell)]
 
 
 def profile(
@@ -142,17 +142,17 @@ def _work(problem: Problem, cell: Cell, card: cards.Card | None) -> Report:
 def _recorded(
     problem: Problem, solution: Solution, cell: Cell, card: cards.Card | None, results: Path
 ) -> Report:
-    """Return the judge's latest time of these files in a cell on a card, if there is one."""
+    """Return the judge's latest time of these files in a cell on a card, by this protocol, if any."""
     if card is None:
         return {}
+    this = (cell.key, problem.digest, solution.digest, PROTOCOL)
     records, _ = record.read(record.results_path(results, card.name, problem.name, solution.name))
     times = {
-        one.time_utc: statistics.median(sample.times_us)
+        one.time_utc: statistics.median(
+            t for s in one.timed.samples if s.variant == "solution" for t in s.times_us
+        )
         for one in records
-        for sample in (one.timed.samples if one.timed else ())
-        if sample.variant == "solution"
-        and (one.cell.key, one.problem_digest, one.solution_digest)
-        == (cell.key, problem.digest, solution.digest)
+        if one.timed and (one.cell.key, one.problem_digest, one.solution_digest, one.protocol) == this
     }
     return {"recorded_us": times[max(times)]} if times else {}
 

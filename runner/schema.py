@@ -145,6 +145,8 @@ class PopulationError:
 #: memory, or half of what there is.
 CALL_S = 60.0
 MEMORY_BYTES = 8 * 2**30
+#: Half-width of the interval, in log ratio, at which rounds may end, and half the margin that counts as SAME.
+TARGET = 0.01
 #: The stage of an ERROR that is the problem's own, not the harness's.
 PROBLEM = "problem"
 
@@ -244,7 +246,7 @@ class Timed:
     kernels: dict[str, tuple[Kernel, ...]] = field(default_factory=dict)
     phases_s: dict[str, float] = field(default_factory=dict)
     clock_reasons: tuple[int, ...] = ()
-    target: float = 0.01
+    target: float = TARGET
 
 
 @dataclass(frozen=True)

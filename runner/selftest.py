@@ -37,13 +37,17 @@ def run(device: str, parts: Sequence[str]) -> Iterator[dict[str, Any]]:
     command = [sys.executable, "-m", "runner.judge.selftest", device, *parts]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout is not None  # noqa: S101 - a pipe was asked for
-        for text in process.stdout:
-            finding = json.loads(text)
-            if "busy" in finding:
-                raise DeviceBusy(finding["busy"])
-            if "unusable" in finding:
-                raise JudgeDied(f"the selftest does not start on {device}: {finding['unusable']}")
-            yield finding
+        try:
+            for text in process.stdout:
+                finding = json.loads(text)
+                if "busy" in finding:
+                    raise DeviceBusy(finding["busy"])
+                if "unusable" in finding:
+                    raise JudgeDied(f"the selftest does not start on {device}: {finding['unusable']}")
+                yield finding
+        except BaseException:  # nobody waits for a finding any more
+            process.kill()
+            raise
     if process.returncode:
         raise JudgeDied(f"the selftest ended with code {process.returncode}")
 

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from runner import cards, load, record
-from runner.analyse import RESOLUTION, TARGET, interval_us, median, times_us
+from runner.analyse import RESOLUTION, interval_us, median, times_us
 from runner.plan import TARGET_CARD
 from runner.report import ABSENT, Line, figures, render, to_csv, wave_columns
-from runner.schema import PROTOCOL, Record, digest, to_json
+from runner.schema import PROTOCOL, TARGET, Record, digest, to_json
 from runner.waves import Occupancy, Role, largest, role
 
 SWEEP = "waves"

@@ -22,7 +22,7 @@ from tempfile import TemporaryDirectory
 
 from runner import cards, lint, load, output_rules, pipeline, plan, record
 from runner.load import BadInput
-from runner.schema import HIDDEN, ISOLATION, PROTOCOL, Cell, Record, Status
+from runner.schema import HIDDEN, ISOLATION, PROTOCOL, TARGET, Cell, Record, Status
 
 NAME_CHARACTERS = 48
 #: What is advice to others and binding in `solutions/`.
@@ -276,7 +276,7 @@ def reproduce(request: plan.Request, file: str, failed: Record) -> str:
     words = ["check", file, "--problem", request.problem.name]
     if request.baselines:  # only a run has times
         words = ["run", "--solution", file, "--problem", request.problem.name, "-o", "again.jsonl", "--rerun"]
-        words += _ranked(request)
+        words += _protocol(request)
     words += ["--shapes", shape, "--dtype", cell.dtype, "--math", cell.math, "--device", request.device]
     return _command(*words, *_limits(request))
 
@@ -289,8 +289,10 @@ def _limits(request: plan.Request) -> list[str]:
     return words
 
 
-def _ranked(request: plan.Request) -> list[str]:
-    return ["--ranked"] if request.limits.get("processes", 1) > 1 else []
+def _protocol(request: plan.Request) -> list[str]:
+    if request.limits.get("processes", 1) > 1:
+        return ["--ranked"]
+    return ["--quick"] if request.limits.get("target", TARGET) > TARGET else []
 
 
 def _remainder(request: plan.Request, file: str, isolation: str) -> tuple[str, ...]:
@@ -299,7 +301,7 @@ def _remainder(request: plan.Request, file: str, isolation: str) -> tuple[str, .
     author = lint.read_header(solution.source).author
     dtypes, maths = map(",".join, _arithmetics(request))
     words = ["--problem", request.problem.name, "--author", author, "--name", solution.name]
-    words += ["--dtype", dtypes, "--math", maths, *_limits(request), *_ranked(request)]
+    words += ["--dtype", dtypes, "--math", maths, *_limits(request), *_protocol(request)]
     folders = {"--results": request.results, "--solutions": solution.path.parent.parent}
     for option, folder in folders.items():
         words += [] if folder == load.ROOT / option.strip("-") else [option, str(folder)]

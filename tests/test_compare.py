@@ -106,3 +106,37 @@ def test_a_part_of_a_gpu_wants_a_gpu(capsys: pytest.CaptureFixture[str]) -> None
     words = ["compare", "gather_gemm", "phase_gemm", "--problem", "convtranspose2d", "--device", "cpu"]
     assert cli.main([*words, "--sms", "8"]) == 2
     assert "--sms 8 restricts a GPU" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("header", "code", "said"),
+    [
+        ('DTYPES = ("fp16",)', 0, "NOT_COVERED"),
+        ("def broken(:", 1, "BUILD"),
+    ],
+)
+def test_what_needs_no_judge_is_told_of_either(
+    header: str, code: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.py").write_text(f"{WRONG}\n{header}\n")
+    for pair in ((str(tmp_path / "mine.py"), "gather_gemm"), ("gather_gemm", str(tmp_path / "mine.py"))):
+        words = ["compare", *pair, "--problem", "convtranspose2d", "--device", "cpu", "--format", "json"]
+        assert cli.main([*words, "--shapes", "smoke/groups", "--dtype", "fp32", "--math", "tf32"]) == code
+        (row,) = json.loads(capsys.readouterr().out)
+        assert row["status"] == said
+        assert row["reason"].startswith(f"{'A' if 'mine' in pair[0] else 'B'} (mine): ")
+
+
+def test_a_problem_at_fault_is_bad_input_here_too(tmp_path: Path) -> None:
+    problem = tmp_path / "draws.py"
+    problem.write_text(
+        "import torch\nclass Model(torch.nn.Module):\n"
+        "    def forward(self, x): return torch.rand_like(x)\n"
+        "def get_inputs(): return [torch.rand(3)]\ndef get_init_inputs(): return []\n"
+    )
+    for name in ("one.py", "two.py"):
+        (tmp_path / name).write_text(
+            "import torch\nclass ModelNew(torch.nn.Module):\n    def forward(self, x): return x\n"
+        )
+    words = ["compare", str(tmp_path / "one.py"), str(tmp_path / "two.py"), "--problem", str(problem)]
+    assert cli.main([*words, "--device", "cpu"]) == 2

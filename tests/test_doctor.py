@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from runner import cards, cli, devices, diagnosis, doctor, doctor_device, doctor_host, ncu
 from runner.commands import exits
 from runner.diagnosis import MEND, NOTE, OK, Diagnosis
+from runner.schema import ISOLATION
 
 H100 = {
     "gpu": "NVIDIA H100 80GB HBM3",
@@ -108,12 +109,12 @@ def test_a_card_agrees_with_its_own_sheet(name: str, left: float) -> None:
     assert doctor_device.card(known | {"sms": sheet.sms - 1}).state == MEND
 
 
-@pytest.mark.parametrize("level", doctor_device.LEVELS)
-@pytest.mark.parametrize("required", doctor_device.LEVELS)
+@pytest.mark.parametrize("level", ISOLATION)
+@pytest.mark.parametrize("required", ISOLATION)
 def test_isolation_below_what_is_required_is_to_be_mended(level: str, required: str) -> None:
     missing = [] if level == "full" else ["landlock_scope: needs ABI 6", "probe: read its maps"]
     found = list(doctor_device.confinement({"level": level, "layers": [], "missing": missing}, required))
-    low = doctor_device.LEVELS.index(level) < doctor_device.LEVELS.index(required)
+    low = ISOLATION.index(level) < ISOLATION.index(required)
     assert (MEND in {one.state for one in found}) == low
     assert [one.finding for one in found] == [level, *missing]
     assert all(one.remedy for one in found[1:])
@@ -218,7 +219,7 @@ def test_a_remedy_stands_below_its_finding() -> None:
 def test_this_machine_checks_and_times_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code = cli.main(["doctor", "--device", "cpu", "--format", "json", "--results", str(tmp_path / "results")])
     said = json.loads(capsys.readouterr().out)
-    assert said["isolation"]["level"] in doctor_device.LEVELS
+    assert said["isolation"]["level"] in ISOLATION
     assert (code == exits.EXIT_DONE) == said["ready"]
     assert "nothing is timed" in next(one["finding"] for one in said["found"] if one["subject"] == "device")
     assert said["environment"]["device"] == "cpu"

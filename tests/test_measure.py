@@ -528,4 +528,4 @@ def test_an_interval_wider_than_was_asked_for_is_known_by_its_samples(
 ) -> None:
     timed = take(FakeBench(TIMES_US, noise=noise), target=target)
     assert timed.target == target
-    assert analyse.is_wide(timed) is wide
+    assert analyse.is_wide(analyse.against_best(timed), timed.target) is wide

@@ -23,15 +23,20 @@ def test_a_cell_of_sixteen_bits_is_the_same_whatever_accuracy_fp32_is_to_have() 
     assert len(keys) == 1
 
 
-def made(sweep: str = "smoke", processes: int = 0, status: Status = Status.PASS) -> Record:
+def made(
+    sweep: str = "smoke", processes: int = 0, status: Status = Status.PASS, target: float = 0.01
+) -> Record:
     """Make what is asked of a record that is timed by a number of processes, which may be none."""
-    timed = SimpleNamespace(processes=processes) if processes else None
+    timed = SimpleNamespace(processes=processes, target=target) if processes else None
     return cast("Record", SimpleNamespace(cell=SimpleNamespace(sweep=sweep), status=status, timed=timed))
 
 
 def stopped(status: Status, **limits: float) -> Record:
     """Make what is asked of a record of a solution that came to a limit, or failed otherwise."""
-    environment = {"limits": limits} if limits else {}
+    return without(status, {"limits": limits} if limits else {})
+
+
+def without(status: Status, environment: dict[str, Any]) -> Record:
     return cast("Record", SimpleNamespace(status=status, environment=environment, timed=None))
 
 
@@ -41,6 +46,7 @@ def stopped(status: Status, **limits: float) -> Record:
         (made(processes=1), "cuda:0", ("cudnn",), 1, True),
         (made(processes=1), "cuda:0", ("cudnn",), 5, False),
         (made(processes=5), "cuda:0", ("cudnn",), 1, True),
+        (made(processes=1, target=0.03), "cuda:0", ("cudnn",), 1, False),
         (made(), "cuda:0", ("cudnn",), 1, False),
         (made(), "cuda:0", (), 1, True),
         (made(), "cpu", ("cudnn",), 1, True),
@@ -64,6 +70,9 @@ def test_a_record_suffices_that_has_the_times_that_are_wanted(
         (stopped(Status.TIMEOUT, call_s=5.0), {"timeout_s": 5.0}, True),
         (stopped(Status.TIMEOUT, call_s=5.0), {}, False),
         (stopped(Status.OOM, memory_bytes=2**30), {}, False),
+        (stopped(Status.OOM), {}, True),
+        (without(Status.OOM, {"limits": [1]}), {}, True),
+        (without(Status.OOM, {"limits": {"call_s": "5"}}), {}, True),
         (stopped(Status.OOM, memory_bytes=2**30), {"memory_bytes": 2**30}, True),
         (stopped(Status.OOM, call_s=60.0), {"memory_bytes": 2**40}, False),
     ],

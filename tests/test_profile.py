@@ -446,7 +446,8 @@ def test_without_a_gpu_explain_is_named(
 
 
 def test_an_output_that_cannot_be_is_refused_before_anything_runs(tool: Tool, tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "none" / "profile.json"):
+    (tmp_path / "kernel.py").write_text("precious")
+    for path in (tmp_path, tmp_path / "kernel.py"):
         profile("-o", path, code=exits.EXIT_USAGE)
     assert not (tool.folder / "asked").exists()
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -228,4 +230,32 @@ def test_a_check_that_a_scheduler_ends_leaves_no_files(sweep: Sweep) -> None:
         wait_until(lambda: any(temporary.glob("*/cpu/*/*.jsonl")), "a record in the check's own folder")
         process.terminate()
         assert process.wait(30) == 128 + signal.SIGTERM
+    sweep.runner.require_nothing_left()
+
+
+def test_a_terminal_gets_its_cursor_back(sweep: Sweep) -> None:
+    """However a run ends: here by its budget."""
+    main, side = pty.openpty()
+    words = ["--problem", "convtranspose2d", "--solution", str(sweep.solution), "--device", "cpu"]
+    words += ["--shapes", "smoke", "--dtype", "fp16", "--budget", "0.01", "--results"]
+    command = [sys.executable, "-m", "runner", *words, str(sweep.runner.results)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=side, close_fds=True) as process:
+        os.close(side)
+        said = b""
+        with contextlib.suppress(OSError):  # the end of a terminal that nobody has open any more
+            while part := os.read(main, 4096):
+                said += part
+        assert process.wait(60) == 0
+    os.close(main)
+    assert said.count(b"\x1b[?25l") == said.count(b"\x1b[?25h") == 1
+
+
+def test_an_admission_that_is_ended_is_not_waited_for(sweep: Sweep) -> None:
+    command = [sys.executable, "-m", "runner", "admit", "--problem", "conv3d", "--shapes", "layers"]
+    with subprocess.Popen(
+        [*command, "--device", "cpu"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        wait_until(lambda: bool(children(process.pid)), "a process that admits")
+        process.terminate()
+        assert process.wait(10) == 128 + signal.SIGTERM
     sweep.runner.require_nothing_left()

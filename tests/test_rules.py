@@ -97,12 +97,15 @@ LAYERS = {
     "runner.gpu_lock": (),
     "runner.diagnosis": (),
     "runner.doctor_host": ("runner.load", "runner.schema", "runner.ncu", "runner.diagnosis"),
-    "runner.doctor_device": ("runner.cards", "runner.diagnosis"),
+    "runner.doctor_device": ("runner.cards", "runner.schema", "runner.diagnosis"),
     "runner.judge_process": ("runner.load", "runner.gpu_lock"),
     "runner.ncu": (),
     "runner.profiled": ("runner.channel", "runner.contestant.", "runner.load", "runner.ncu"),
     "runner.export": ("runner.schema", "runner.load", "runner.record", "runner.files"),
-    "runner.admit": ("runner.schema", "runner.decode", "runner.load", "runner.files", "runner.judge_process"),
+    "runner.admit": (
+        *("runner.schema", "runner.decode", "runner.load", "runner.files"),
+        *("runner.gpu_lock", "runner.judge_process"),
+    ),
     "runner.export_trace": ("runner.schema", "runner.export"),
     "runner.export_kernelbench": ("runner.schema", "runner.load", "runner.record", "runner.export"),
 }

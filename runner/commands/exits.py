@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from runner import devices, files, gpu_lock, judge_process, ncu, pipeline, record
 from runner.load import BadInput
-from runner.schema import HARMLESS, PROBLEM, Record, Status
+from runner.schema import HARMLESS, PROBLEM, Failed, Record, Status
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_HARNESS, EXIT_DEVICE = range(5)
 #: Errors that are one clear line; any other is a bug.
@@ -30,10 +30,14 @@ def of_error(error: Exception) -> int | None:
 
 
 def of_records(records: Iterable[Record]) -> int:
-    """Return the code of what the judge found: the harness's fault before the problem's and a solution's."""
-    found = list(records)
-    statuses = {one.status for one in found}
-    errors = [one.failed for one in found if one.status == Status.ERROR]
+    """Return the code of what the judge found."""
+    return of_failures(one.failed for one in records)
+
+
+def of_failures(failures: Iterable[Failed | None]) -> int:
+    """Return the code of how cells failed: the harness's fault before the problem's and a solution's."""
+    found = [one for one in failures if one]
+    errors = [one for one in found if one.status == Status.ERROR]
     if errors:
-        return EXIT_USAGE if all(one and one.stage == PROBLEM for one in errors) else EXIT_HARNESS
-    return EXIT_DONE if statuses <= set(HARMLESS) else EXIT_FAILED
+        return EXIT_USAGE if all(one.stage == PROBLEM for one in errors) else EXIT_HARNESS
+    return EXIT_DONE if {one.status for one in found} <= set(HARMLESS) else EXIT_FAILED

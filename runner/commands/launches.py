@@ -21,7 +21,6 @@ from runner import (
     record,
 )
 from runner.commands import exits, words
-from runner.load import BadInput
 
 
 def explain_launches(options: argparse.Namespace) -> int:
@@ -53,8 +52,8 @@ def profile_launches(options: argparse.Namespace) -> int:
     named = [name.strip() for name in options.metrics.split(",") if name.strip()]
     metrics = profiling.wanted([one.name for one in of_stage], named)
     settings = observe.Settings(metrics, options.clock_control, options.cache_control, options.timeout)
-    if options.output is not None and (options.output.is_dir() or not options.output.parent.is_dir()):
-        raise BadInput(f"-o '{options.output}' cannot be written: name a file in a folder that exists")
+    if options.output is not None:
+        files.require_output(options.output)
     profiling.require_device()
     print("solutions run unconfined, with your rights: profile only files that you trust", file=sys.stderr)
     if options.against_explain:

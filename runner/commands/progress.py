@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from runner.pipeline import TEXT, Event
 
 
-def watcher(device: str) -> Callable[[Event], None]:
-    """Return what shows progress: a bar on a terminal, plain lines elsewhere."""
+@contextlib.contextmanager
+def shown(device: str) -> Iterator[Callable[[Event], None]]:
+    """Yield what shows progress: a bar on a terminal, which it leaves as it was, plain lines elsewhere."""
     if not sys.stderr.isatty():
-        return plain
+        yield plain
+        return
     from rich.console import Console  # noqa: PLC0415 - only on a terminal
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     progress = Progress(*columns, console=Console(stderr=True), transient=True)
     task = progress.add_task(device, total=None)
-    progress.start()
 
     def watch(event: Event) -> None:
         job, done = event.job, event.index + (event.record is not None)
         text = f"{job.solution.name} {job.cell.sweep}/{job.cell.label} {job.cell.arithmetic}"
         progress.update(task, total=event.total, completed=done, description=text)
-        if done == event.total:
-            progress.stop()
 
-    return watch
+    with progress:
+        yield watch
 
 
 def plain(event: Event) -> None:

@@ -10,7 +10,7 @@ from runner import compare, files, jsonl, load, pipeline, plan, report
 from runner.commands import exits, progress, words
 from runner.load import Solution
 from runner.plan import Request
-from runner.schema import Cell
+from runner.schema import Cell, Failed
 
 #: Rule of `lint` -> what to do where a text breaks it.
 _REMEDIES = {
@@ -30,7 +30,8 @@ def run(options: argparse.Namespace) -> int:
     _tell_unheard(options, request)
     for solution in solutions:
         _tell_flaw(solution)
-    outcome = pipeline.run(request, progress.watcher(request.device))
+    with progress.shown(request.device) as watch:
+        outcome = pipeline.run(request, watch)
     for line in outcome.problems:
         print(f"warning: {line}", file=sys.stderr)
     print(report.table(outcome.records, options.format))
@@ -93,9 +94,11 @@ def compare_two(options: argparse.Namespace) -> int:
         print(f"{cell.sweep}/{cell.label} {cell.arithmetic}", file=sys.stderr)
 
     rows: list[dict[str, Any]] = []
+    failures: list[Failed | None] = []
     try:
         for duel in compare.compare(request, other, watch):
             rows.append(compare.row(duel))
+            failures.append(duel.failed)
             if options.output is not None:
                 jsonl.append(options.output, rows[-1:])
     finally:
@@ -103,4 +106,4 @@ def compare_two(options: argparse.Namespace) -> int:
             print(f"A is {mine.name}, B is {other.name}; where B/A is above 1, A is the faster one\n")
         if rows:
             print(compare.table(rows, options.format))
-    return exits.EXIT_DONE if all(one["status"] == "PASS" for one in rows) else exits.EXIT_FAILED
+    return exits.of_failures(failures)

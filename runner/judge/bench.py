@@ -9,7 +9,6 @@ gaps, inputs exist only inside it, and nothing that was written to an output bef
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
 import time
 from collections import Counter
@@ -25,7 +24,8 @@ from runner.judge.case import Case
 from runner.judge.contestants import Contestant, Foul
 from runner.judge.fence import Fence
 from runner.judge.machine import MIN_CLOCK_SHARE, Machine, State
-from runner.schema import CALL_S, MEMORY_BYTES, Status
+from runner.plan import default_memory_bytes
+from runner.schema import CALL_S, Status
 
 #: On an H200 the judge's smallest operation took 35 us alone and up to 2.4 ms behind a foreign kernel.
 IDLE_US = 250.0
@@ -40,10 +40,6 @@ DECOY_BYTES = 2**30
 COLD_BYTES_PER_US = 1e6
 #: Outputs lie where they lay one of this many calls ago, or the call does not count.
 MAX_PLACES = 4
-
-
-def _default_memory_bytes() -> int:
-    return min(MEMORY_BYTES, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE") // 2)
 
 
 class NoBaseline(Exception):
@@ -69,7 +65,7 @@ class Limits:
     target: float = 0.01
     processes: int = 1
     sms: int = 0
-    memory_bytes: int = field(default_factory=_default_memory_bytes)
+    memory_bytes: int = field(default_factory=default_memory_bytes)
 
 
 class Checker(Protocol):

@@ -22,7 +22,7 @@ from runner import analyse, gpu_lock, load, measure
 from runner.judge import boundary, edges, environment
 from runner.judge.bench import Limits
 from runner.judge.referee import Referee, Ruling
-from runner.schema import PROTOCOL, Cell, Shape, Timed
+from runner.schema import PROTOCOL, TARGET, Cell, Shape, Timed
 
 PROBLEM = "convtranspose2d"
 FAST, SLOW = "phase_gemm", "gather_gemm"
@@ -100,7 +100,7 @@ class Selftest:
 
     def __init__(self, device: str) -> None:
         self.device = torch.device(device)
-        self.limits = Limits(target=analyse.TARGET)
+        self.limits = Limits(target=TARGET)
         self.referee = Referee(device, self.limits)
         self.problem = load.find_problem(PROBLEM)
         self.solution = load.find_solution(FAST, PROBLEM)
