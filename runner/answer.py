@@ -22,6 +22,9 @@ INNER = 4
 ANSWER = re.compile(r"^class\s+ModelNew\b", re.MULTILINE)
 #: Languages of a block that may be the answer; a command line after it is none.
 PYTHON = ("", "python", "python3", "py", "triton")
+MARKDOWN = ("markdown", "md")
+#: How likely a block is the answer that is in Python and defines it.
+COMPLETE = 2
 
 
 def judge(reply: str) -> Feedback:
@@ -37,7 +40,23 @@ def judge(reply: str) -> Feedback:
     else:
         findings = output_rules.findings(source, bind=True)
     refused = any(one.severity == lint.ERROR for one in findings)
-    return Feedback(refused, findings)
+    return Feedback(refused, findings, source=source)
+
+
+def without_launches(records: Sequence[Record], source: str) -> tuple[lint.Finding, ...]:
+    """Find that a text was right in a cell without a kernel: a name in `forward` is no launch yet."""
+    idle = [one.cell for one in records if one.checked and not one.checked.launches]
+    model = ANSWER.search(source)
+    line = source[: model.start()].count("\n") + 1 if model else 1
+    return tuple(
+        lint.Finding(
+            line,
+            "calls-kernels",
+            lint.ERROR,
+            f"no kernel was launched in {cell.sweep}/{cell.label} {cell.arithmetic}, right as it is",
+        )
+        for cell in idle[:1]
+    )
 
 
 def correctness(records: Sequence[Record]) -> Correctness:
@@ -48,6 +67,7 @@ def correctness(records: Sequence[Record]) -> Correctness:
             one.cell.shape,
             one.status,
             one.failed.reason,
+            one.failed.detail,
         )
         for one in records
         if one.failed
@@ -58,7 +78,8 @@ def correctness(records: Sequence[Record]) -> Correctness:
 def last_block(reply: str) -> str | None:
     """Return the text of the last fenced block that defines `ModelNew`, else in Python, else of any language.
 
-    None without one, and where the reply is cut off in one.
+    None without one, and where the reply is cut off in one, unless the answer stands complete before. A reply
+    that is wrapped in a block of Markdown as a whole is taken out of it.
     """
     blocks: list[tuple[int, str]] = []  # how likely it is the answer
     lines: list[str] = []
@@ -68,13 +89,22 @@ def last_block(reply: str) -> str | None:
         inner = mark is not None and len(mark[1]) >= indent + INNER
         if fence and mark and mark[2].startswith(fence) and not mark[3] and not inner:
             text = "".join(f"{each}\n" for each in lines)
-            is_python = language.lower() in PYTHON
+            if language in MARKDOWN and (inner_block := last_block(text)) is not None:
+                text, language = inner_block, "python"
+            is_python = language in PYTHON
             blocks.append((is_python + (is_python and bool(ANSWER.search(text))), text))
             fence = ""
         elif fence:
             lines.append(line[min(indent, len(line) - len(line.lstrip())) :])
         elif mark:
-            fence, language, lines, indent = mark[2], mark[3], [], len(mark[1])
-    if fence or not blocks:
+            fence, language, lines, indent = mark[2], _language(mark[3]), [], len(mark[1])
+    cut_off = bool(fence)
+    if not blocks:
         return None
-    return max(reversed(blocks), key=lambda block: block[0])[1]
+    likely, answer = max(reversed(blocks), key=lambda block: block[0])
+    return None if cut_off and (likely < COMPLETE or ANSWER.search("\n".join(lines))) else answer
+
+
+def _language(info: str) -> str:
+    """Return the language that `python:solution.py`, `{.python}` or `python,linenos` name."""
+    return re.split(r"[:,]", info.strip("{}.").lower())[0]

@@ -261,10 +261,10 @@ def _add_prompt(parser: argparse.ArgumentParser) -> None:
         "--no-run", action="store_true", help="judge the text of an answer alone; predict no metrics"
     )
     parser.add_argument(
-        "--dtype", metavar="LIST", help=f"of {', '.join(DTYPES)} (default: fp32, for an answer fp16 too)"
+        "--dtype", default="fp32", metavar="LIST", help=f"of {', '.join(DTYPES)} (default: %(default)s)"
     )
     parser.add_argument(
-        "--math", metavar="LIST", help="accuracy of fp32 cells (default: tf32, for an answer fp32 too)"
+        "--math", default="tf32", metavar="LIST", help="accuracy of fp32 cells (default: %(default)s)"
     )
     parser.add_argument(
         "--timeout",

@@ -32,6 +32,7 @@ class Failure:
     shape: Shape
     status: Status
     reason: str
+    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,12 @@ class Correctness:
 
 @dataclass(frozen=True)
 class Feedback:
-    """What is said of an answer; `correctness` is None where it was not run."""
+    """What is said of an answer, and its text; `correctness` is None where it was not run."""
 
     refused: bool
     findings: tuple[Finding, ...]
     correctness: Correctness | None = None
+    source: str | None = None
 
 
 def read_feedback(path: Path) -> Feedback:
@@ -71,6 +73,7 @@ def of_feedback(feedback: Feedback) -> str:
     for reason, (first, *others) in list(reasons.items())[:MAX_FAILURES]:
         fields = " ".join(f"{name}={value}" for name, value in first.shape.items())
         lines.append(f"- {_line(first.cell)}{_more(len(others))}: {reason}\n    {_line(fields)}")
+        lines += _indented(first.detail)
     lines += _untold(len(reasons))
     verdict = "Its text was refused" if feedback.refused else "Its text was not refused"
     result = f"{ran.passed} of {ran.cells} cells passed" if ran else "it was not run"
@@ -118,9 +121,13 @@ def _tally(cells: Iterable[Record]) -> str:
 
 def _failure(reason: str, cells: list[Record]) -> str:
     first, failed = cells[0].cell, cells[0].failed
-    detail = failed.detail[-DETAIL_CHARS:].strip() if failed else ""
-    lines = "".join(f"\n    {line}" for line in detail.splitlines())
-    return f"- {first.sweep}/{first.label} {first.arithmetic}{_more(len(cells) - 1)}: {reason}{lines}"
+    place = f"{first.sweep}/{first.label} {first.arithmetic}{_more(len(cells) - 1)}"
+    return "\n".join([f"- {place}: {reason}", *_indented(failed.detail if failed else "")])
+
+
+def _indented(detail: str) -> list[str]:
+    """Return the end of a detail, line by line."""
+    return [f"    {line}" for line in detail[-DETAIL_CHARS:].strip().splitlines()]
 
 
 def _untold(reasons: int) -> list[str]:

@@ -173,7 +173,7 @@ def _defined(node: ast.stmt) -> set[str]:
     """Return the names that a statement gives a value that can be followed."""
     if isinstance(node, ast.FunctionDef):
         return {node.name}
-    is_assignment = isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None
+    is_assignment = isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign) and node.value is not None
     return assigned(node) if is_assignment else set()
 
 

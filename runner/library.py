@@ -38,7 +38,9 @@ def evaluate(
     `memory_bytes` are of the host, half of its memory and at most 8 GiB unless said; `quick`, `ranked` and
     `sms` are as the options of that name. A wrong or broken solution is a record with its status, not an
     exception.
-    Raises `load.BadInput` for arguments that cannot be and `devices.NoDevice`.
+    Raises `load.BadInput` for arguments that cannot be, a text that no file could hold among them (NUL bytes,
+    surrogates, more than 1 MiB), `devices.NoDevice`, and where `results` is given `record.ResultsBusy` and
+    `record.ResultsUnwritable`.
     """
     found, solution = load.find_problem(str(problem)), load.solution_of(source, name)
     chosen = devices.choose(device)

@@ -235,8 +235,12 @@ def _kind(node: ast.stmt, aliases: Aliases) -> int | None:
 def _is_test(node: ast.stmt) -> bool:
     if isinstance(node, ast.If):
         return any(isinstance(name, ast.Name) and name.id == "__name__" for name in ast.walk(node.test))
-    name = node.name if isinstance(node, ast.FunctionDef) else ""
-    return name in {"get_inputs", "get_init_inputs"} or name.startswith("test")
+    if not isinstance(node, ast.FunctionDef):
+        return False
+    decorating = (inner for one in node.decorator_list for inner in ast.walk(one))
+    if any("jit" in (getattr(inner, "attr", ""), getattr(inner, "id", "")) for inner in decorating):
+        return False
+    return node.name in {"get_inputs", "get_init_inputs", "test"} or node.name.startswith("test_")
 
 
 def _launched(tree: ast.Module) -> Iterator[tuple[Launch, Kernel]]:
@@ -245,13 +249,15 @@ def _launched(tree: ast.Module) -> Iterator[tuple[Launch, Kernel]]:
 
 
 def _never_launched(tree: ast.Module) -> Iterator[ast.FunctionDef]:
-    """Yield the kernels that are neither launched by their name nor called by another."""
+    """Yield the kernels that are neither launched by their name nor called by another, or by `tl.reduce`."""
     aliases = imported_names(tree)
-    calls = (node.func for node in ast.walk(tree) if isinstance(node, ast.Call))
-    used = {call.id for call in calls if isinstance(call, ast.Name)} | {one.kernel for one in launches(tree)}
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and is_kernel(node, aliases) and node.name not in used:
-            yield node
+    found = [node for node in tree.body if isinstance(node, ast.FunctionDef) and is_kernel(node, aliases)]
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    within = [node for kernel in found for node in ast.walk(kernel) if isinstance(node, ast.Call)]
+    handed = [one for call in within for one in (*call.args, *(keyword.value for keyword in call.keywords))]
+    named = [*(call.func for call in calls), *handed]
+    used = {one.id for one in named if isinstance(one, ast.Name)} | {one.kernel for one in launches(tree)}
+    yield from (node for node in found if node.name not in used)
 
 
 def _extents(tree: ast.Module) -> dict[str, set[str]]:

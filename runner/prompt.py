@@ -73,6 +73,13 @@ TOLERANCE = (
     "Outputs are held against float64. The norm of a sample's error may be 1.5 times what PyTorch or the "
     "arithmetic itself loses there (more for samples of few elements), its largest error 4 times that."
 )
+#: What the judge asks besides (solutions/README.md), where a reader of the page sees nothing else.
+CONTRACT = """\
+Outputs are new contiguous tensors of the reference's shapes and dtypes; every call writes all of them.
+Inputs stay as they are. Each call has new values at old addresses, scaled from 1e-9 to 1e6: no fp16 in an
+fp32 cell, no values kept between calls. Parameters and buffers are the reference's, by name, else in order.
+Correctness may be checked without a GPU, in Triton's interpreter: ask torch.cuda.is_available() before a
+device's properties."""
 
 
 def find_stage(name: str) -> stages.Stage:
@@ -193,7 +200,7 @@ def _arithmetics(cells: Iterable[Cell], solution: load.Solution) -> str:
     asked = dict.fromkeys(cell.arithmetic for cell in cells)
     undeclared = ", which the code below does not declare"
     lines = (f"{one}: {ARITHMETICS[one]}{'' if one in declared else undeclared}." for one in asked)
-    return "\n".join([*lines, TOLERANCE])
+    return "\n".join([*lines, TOLERANCE, CONTRACT])
 
 
 def _breaches(solution: load.Solution) -> str:

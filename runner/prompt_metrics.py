@@ -120,7 +120,9 @@ def section(
     absent = _without(names, profile.kernels if profile else {})
     wanted = [name for name in absent if name in PREDICTABLE]
     cell = cells[0]
-    kernels, stops = predict(problem, solution, cell, card, predict_s) if wanted and predict_s else ({}, [])
+    kernels, stops, tuned = (
+        predict(problem, solution, cell, card, predict_s) if wanted and predict_s else ({}, [], [])
+    )
     predicted = _only(wanted, kernels)
     lines = []
     if profile:
@@ -129,6 +131,8 @@ def section(
     if stops:
         lines.append(f"Compiled for the {card.title}, this code stops in {place}:")
         lines += [f"- {explain_table.printable(text)}" for text in stops]
+    if tuned:
+        lines.append(f"Not predicted, since an autotuner chooses: {', '.join(tuned)}")
     if predicted:
         lines.append(f"Predicted for {place} by compiling for the {card.title}, not measured:")
         lines.append(json.dumps(predicted, indent=2))
@@ -155,10 +159,11 @@ def _origin(profile: Profile, solution: Solution, cells: Sequence[Cell]) -> str:
 
 def predict(
     problem: Problem, solution: Solution, cell: Cell, card: Card, timeout_s: float
-) -> tuple[Kernels, list[str]]:
+) -> tuple[Kernels, list[str], list[str]]:
     """Compile for a card; return what is `PREDICTABLE` of each kernel's largest launch, and what stops it.
 
     Autotuned launches are left out, since which configuration wins is not known, and what does not compile.
+    The former are named last.
     """
     (forward,) = retarget(problem, solution, [cell], [card], timeout_s)
     launches = [made.launch for made in forward.launches if made.launch and made.choices == 1]
@@ -169,7 +174,8 @@ def predict(
             limit = occupied.limits["registers"]
             numbers = (occupied.programs, launch.registers, launch.shared_bytes, limit)
             kernels[launch.kernel] = dict(zip(PREDICTABLE, numbers, strict=True))
-    return kernels, explain.stops(forward, card)
+    tuned = dict.fromkeys(made.launch.kernel for made in forward.launches if made.launch and made.choices > 1)
+    return kernels, explain.stops(forward, card), list(tuned)
 
 
 def _without(names: Sequence[str], kernels: Kernels) -> list[str]:

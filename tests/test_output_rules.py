@@ -112,6 +112,7 @@ BREAKS = {
     "a main block": ("no-tests", ANSWER + "if __name__ == '__main__':\n    launch(torch.ones(3))\n"),
     "inputs": ("no-tests", ANSWER + "def get_inputs():\n    return []\n"),
     "arguments": ("no-tests", ANSWER + "def get_init_inputs():\n    return []\n"),
+    "a test alone": ("no-tests", ANSWER + "def test():\n    assert True\n"),
     "a test": ("no-tests", ANSWER + "def test_it():\n    assert True\n"),
     "no model": ("no-model", IMPORTS + KERNEL + WRAPPER),
     "no kernel": (
@@ -150,6 +151,10 @@ class ModelNew(nn.Module):
         + LOOPED.replace("        grid", "        if i:\n            grid")
         + "        grid = (1, 2)\n"
         + MODEL,
+    ),
+    "a grid that is added to": (
+        "grid-rank",
+        ANSWER.replace("    kernel[", "    grid += (1,)\n    kernel["),
     ),
     "a starred grid": ("grid-rank", ANSWER.replace("[grid]", "[(*grid, 1)]")),
     "a launch by another name": ("grid-rank", ANSWER.replace("    kernel[", "    run = kernel\n    run[")),
@@ -293,7 +298,23 @@ def test_every_rule_that_refuses_is_broken_once() -> None:
     assert {rule for rule, _ in BREAKS.values()} == {rule.name for rule in OUTPUT_RULES} - {"library"}
 
 
+#: A kernel that is handed to an operation of `tl`, and is launched by nobody.
+COMBINE = """
+@triton.jit
+def add(a, b):
+    return a + b
+"""
 HONEST = {
+    "a function for tl.reduce": ANSWER.replace(KERNEL, COMBINE + KERNEL).replace(
+        "tl.store(x + o_n, 0,", "tl.store(x + o_n, tl.reduce(o_n, 0, add),"
+    ),
+    "a function for tl.associative_scan": ANSWER.replace(KERNEL, COMBINE + KERNEL).replace(
+        "tl.store(x + o_n, 0,", "tl.store(x + o_n, tl.associative_scan(o_n, 0, combine_fn=add),"
+    ),
+    "a wrapper whose name begins so": ANSWER.replace("launch(", "testify("),
+    "a kernel whose name begins so": ANSWER.replace("kernel[", "test_kernel[").replace(
+        "def kernel", "def test_kernel"
+    ),
     "a name for two grids": TWO + AGAIN + MODEL,
     "a name for two grids in a loop": TWO
     + LOOPED

@@ -259,8 +259,8 @@ def test_what_does_not_run_is_not_predicted_but_said(tmp_path: Path) -> None:
     file.write_text("class ModelNew:\n    def __init__(self, *_):\n        raise RuntimeError\n")
     problem = load.find_problem("convtranspose2d")
     solution = load.find_solution(str(file), problem.name)
-    kernels, stops = prompt_metrics.predict(problem, solution, CELL, load_card("rtx4090"), 60)
-    assert (kernels, [text.split()[0] for text in stops]) == ({}, ["RuntimeError:"])
+    kernels, stops, tuned = prompt_metrics.predict(problem, solution, CELL, load_card("rtx4090"), 60)
+    assert (kernels, [text.split()[0] for text in stops], tuned) == ({}, ["RuntimeError:"], [])
 
 
 def test_a_launch_that_the_card_cannot_take_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,9 +276,10 @@ def test_a_launch_that_the_card_cannot_take_is_said(monkeypatch: pytest.MonkeyPa
     card, stage = load_card("rtx4090"), stages.load_stage("grid")
     told = prompt_metrics.section(stage, None, problem, solution, [CELL], card, 60)
     mark = "Compiled for the GeForce RTX 4090, this code stops in kernelbench/81 in tf32:\n"
-    assert told.partition(mark)[2].splitlines()[:3] == [
+    assert told.partition(mark)[2].splitlines()[:4] == [
         "- kernel: does not fit: 1000000 bytes of shared memory, at most 101376",
         "- wide: does not fit: 65536 programs along z, at most 65535",
+        "Not predicted, since an autotuner chooses: tuned",
         "Predicted for kernelbench/81 in tf32 by compiling for the GeForce RTX 4090, not measured:",
     ]
 
@@ -506,9 +507,9 @@ def test_the_page_speaks_of_the_arithmetic_that_is_asked_for(
 
 
 def test_a_prediction_is_of_the_arithmetic_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    def predict(*of: object) -> tuple[prompt_metrics.Kernels, list[str]]:
+    def predict(*of: object) -> tuple[prompt_metrics.Kernels, list[str], list[str]]:
         asked.append(of[2])
-        return {}, []
+        return {}, [], []
 
     asked: list[object] = []
     monkeypatch.setattr(prompt_metrics, "predict", predict)
@@ -671,6 +672,13 @@ GOOD = CODE + MODEL
         ("```py\nclass ModelNew: 0\n```\n```py\nclass ModelNew: 1\n```", "class ModelNew: 1\n"),
         ("```py\na\n```\n```text\nclass ModelNew: 0\n```", "a\n"),
         ("```python\n```", ""),
+        ("```\ngrid\n```\n```python:a.py\nclass ModelNew: 0\n```", "class ModelNew: 0\n"),
+        ("```{.python}\nclass ModelNew: 0\n```\n```\nfast\n```", "class ModelNew: 0\n"),
+        ("```python,linenos\nclass ModelNew: 0\n```\n```\nfast\n```", "class ModelNew: 0\n"),
+        ("```py\nclass ModelNew: 0\n```\nDone.\n```\n", "class ModelNew: 0\n"),
+        ("```py\nclass ModelNew: 0\n```\n```py\nclass ModelNew: 1", None),
+        ("````markdown\nHere:\n```py\na\n```\n````", "a\n"),
+        ("```markdown\nNo code.\n```", "No code.\n"),
         ("1. Here:\n\n   ```py\n   if a:\n       b\n\n   ```\n", "if a:\n    b\n\n"),
         ("10. Here:\n    ```py\n    a\n    ```\n11. Done.", "a\n"),
         ("- Here:\n\t```py\n\ta\n\t```\n", "a\n"),
@@ -708,6 +716,41 @@ def test_a_reply_is_judged_as_json(
     assert said["refused"] is refused
     assert {finding["rule"] for finding in said["findings"]} == rules
     assert all(set(one) == {"line", "rule", "severity", "message"} for one in said["findings"])
+
+
+IDLE = """
+def launch(x):
+    kernel[(1,)](x)
+
+class ModelNew(nn.Module):
+    def __init__(self, ins, outs, kernel, stride=1, padding=0, dilation=1, bias=False, extra=0, groups=1):
+        super().__init__()
+        self.layer = nn.ConvTranspose2d(ins, outs, kernel, stride, padding, extra, groups, bias, dilation)
+
+    def forward(self, x):
+        launch
+        return torch.nn.Sequential(self.layer)(x)
+"""
+
+
+@pytest.mark.parametrize("command", ["prompt", "check"])
+def test_a_kernel_that_is_named_and_never_launched_is_found_by_running(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "reply.py"
+    text = f"{CODE}{IDLE}"
+    words = ["prompt", "--answer", str(file)]
+    if command == "check":
+        words = ["check", str(file), "--rules", "owner", "--dtype", "fp32", "--math", "tf32"]
+    file.write_text(text if command == "check" else f"```python\n{text}```\n")
+    cell = ["--problem", "convtranspose2d", "--shapes", "smoke/sparse", "--device", "cpu"]
+    assert cli.main([*words, *cell]) == exits.EXIT_FAILED
+    said = capsys.readouterr().out
+    assert "no kernel was launched in smoke/sparse tf32, right as it is" in said
+    if command == "prompt":
+        told = json.loads(said)
+        assert (told["refused"], told["correctness"]["passed"], told["source"]) == (True, 1, text)
+        assert told["findings"][-1]["line"] == text[: text.index("class ModelNew")].count("\n") + 1
 
 
 def test_the_page_names_the_rules_that_findings_name(modelled: str) -> None:

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 
 from runner import (
     admit,
+    answer,
     cards,
     devices,
     files,
@@ -48,6 +49,10 @@ def check(options: argparse.Namespace) -> int:
             print(_failure(one))
     print(f"{_tally(outcome.records)} in {time.monotonic() - begun:.0f} s")
     refused = any(finding.severity == lint.ERROR for finding in findings)
+    if options.rules:
+        idle = answer.without_launches(outcome.records, solution.source)
+        _show_findings(options.file, idle)
+        refused = refused or bool(idle)
     return exits.of_records(outcome.records) or (exits.EXIT_FAILED if refused else exits.EXIT_DONE)
 
 

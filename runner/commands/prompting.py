@@ -14,9 +14,6 @@ from runner.load import BadInput
 
 def prompt_page(options: argparse.Namespace) -> int:
     """Print the page, or judge an answer to it."""
-    dtype, math = ("fp32,fp16", "tf32,fp32") if options.answer else ("fp32", "tf32")
-    options.dtype = dtype if options.dtype is None else options.dtype
-    options.math = math if options.math is None else options.math
     dtypes, maths = words.arithmetics(options)
     if options.answer and options.feedback:
         raise BadInput("--feedback is for a page: leave out it or --answer")
@@ -56,10 +53,16 @@ def _answer(options: argparse.Namespace) -> int:
     if not judged.refused:
         code = exits.EXIT_DONE
         if problem and not options.no_run:
-            solution = load.Solution("answer", options.answer, answer.last_block(reply) or "")
+            solution = load.Solution("answer", options.answer, judged.source or "")
             outcome = correctness(options, problem, solution)
-            judged = dataclasses.replace(judged, correctness=answer.correctness(outcome.records))
-            code = exits.of_records(outcome.records)
+            idle = answer.without_launches(outcome.records, solution.source)
+            judged = dataclasses.replace(
+                judged,
+                refused=bool(idle),
+                findings=(*judged.findings, *idle),
+                correctness=answer.correctness(outcome.records),
+            )
+            code = exits.of_records(outcome.records) or (exits.EXIT_FAILED if judged.refused else code)
     told = {name: value for name, value in dataclasses.asdict(judged).items() if value is not None}
     print(json.dumps(told, indent=1))
     return code
