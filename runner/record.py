@@ -299,7 +299,7 @@ def _drop_other_clock(record: Record) -> Record:
 
 
 def _cut_texts(record: Record) -> Record:
-    """Cut what a solution can make long: its technique, the detail of a failure and the list of launches."""
+    """Cut what a solution can make long: technique, author, the detail of a failure, the list of launches."""
     failed, checked = record.failed, record.checked
     if failed is not None:
         failed = replace(failed, detail=failed.detail[:2000])
@@ -307,6 +307,7 @@ def _cut_texts(record: Record) -> Record:
         checked = replace(checked, launches=checked.launches[:32])
     cut = {
         "technique": record.technique[:200],
+        "author": record.author[:200],
         "failed": failed,
         "checked": checked,
         "waves": record.waves[:32],

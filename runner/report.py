@@ -406,7 +406,12 @@ def to_csv(rows: list[Row]) -> str:
 
 def _csv_field(value: Any) -> Any:
     if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
-        return ";".join(map(_printable, value))
+        return _text(";".join(value))
     if isinstance(value, list | tuple | dict | bool):
         return json.dumps(value, sort_keys=True)
-    return _printable(value) if isinstance(value, str) else value
+    return _text(value) if isinstance(value, str) else value
+
+
+def _text(value: str) -> str:
+    """Keep a spreadsheet from taking a solution's words for a formula."""
+    return f"'{_printable(value)}" if value.startswith(("=", "+", "@")) else _printable(value)

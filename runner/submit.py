@@ -284,8 +284,9 @@ def reproduce(request: plan.Request, file: str, failed: Record) -> str:
 def _limits(request: plan.Request) -> list[str]:
     """Return the options that give a run the limits of this one."""
     words = ["--timeout", f"{request.limits['call_s']:g}"] if "call_s" in request.limits else []
-    if "memory_bytes" in request.limits:
-        words += ["--memory", repr(request.limits["memory_bytes"] / 2**30)]
+    memory_bytes = request.limits.get("memory_bytes", usual := plan.default_memory_bytes())
+    if memory_bytes != usual:
+        words += ["--memory", repr(memory_bytes / 2**30)]
     return words
 
 

@@ -199,6 +199,12 @@ def test_a_line_is_canonical_and_gives_the_record_back(record: Record) -> None:
     assert line == json.dumps(json.loads(line), sort_keys=True, separators=(",", ":"))
 
 
+def test_an_author_that_fills_a_line_is_cut() -> None:
+    kept = rec.from_line(rec.to_line(passed(author="a" * 2 * rec.LINE_BYTES)))
+    assert kept.author == "a" * 200
+    assert "texts_cut" in kept.flags
+
+
 @given(records(), st.data())
 @settings(max_examples=150, deadline=None)
 def test_any_damage_to_a_line_is_a_bad_record_or_a_record(record: Record, data: st.DataObject) -> None:
@@ -341,7 +347,7 @@ def test_names_of_kernels_never_keep_a_record_from_its_file(name: str) -> None:
 
 def test_what_cannot_be_thinned_is_refused() -> None:
     with pytest.raises(rec.BadRecord, match="nothing left"):
-        rec.to_line(passed(author="x" * rec.LINE_BYTES))
+        rec.to_line(passed(problem="x" * rec.LINE_BYTES))
 
 
 def test_read_reports_each_damaged_line_and_keeps_the_rest(tmp_path: Path) -> None:

@@ -484,6 +484,13 @@ def test_the_summary_ranks_only_what_passed_everywhere() -> None:
     ]
 
 
+@pytest.mark.parametrize("reason", ["=HYPERLINK(1)", "+1", "@SUM(1)"])
+def test_a_spreadsheet_takes_no_formula_from_a_solution(reason: str) -> None:
+    one = failed(Status.CRASH, reason)
+    (row,) = csv.DictReader(io.StringIO(report.table([one], "csv")))
+    assert row["reason"] == f"'{reason}"
+
+
 def test_flags_are_explained_once_and_without_any_nothing_is_said() -> None:
     flags = ("launch_bound", f"{NOT_RANKED}: batch_gain")
     names = [line.split(":")[0] for line in report.explain_flags([record(flags=flags)] * 2).splitlines()]

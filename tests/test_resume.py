@@ -166,10 +166,12 @@ def test_a_solution_named_twice_runs_once(sweep: Sweep) -> None:
 
 @pytest.fixture
 def heard() -> Iterator[None]:
-    """Let processes hear SIGINT even where the tests run in the background, which ignores it."""
+    """Let processes hear what the background, or `nohup`, ignores."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    hung_up = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGHUP, hung_up)
 
 
 def test_a_judge_that_nobody_listens_to_ends_without_a_word() -> None:

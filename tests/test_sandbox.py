@@ -91,6 +91,13 @@ def start_a_sibling(_: Scene) -> None:
         os._exit(0)
 
 
+def take_a_lease(scene: Scene) -> None:
+    file = scene.scratch / "leased"
+    file.write_text("")
+    with file.open() as opened:
+        fcntl.fcntl(opened, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+
+
 # What anybody may do to his own processes and files: (the layer that stops it, the attempt).
 REFUSED: dict[str, tuple[str, Callable[[Scene], object]]] = {
     "write beside scratch": ("landlock", lambda s: (s.outside / "new").write_text("")),
@@ -115,6 +122,13 @@ REFUSED: dict[str, tuple[str, Callable[[Scene], object]]] = {
     "open the judge's memory": ("landlock", lambda s: touch(Path(f"/proc/{s.judge}/mem"))),
     "signal the judge": ("seccomp", lambda s: os.kill(s.judge, 0)),
     "become the owner of signals": ("seccomp", own_signals),
+    "hold up who opens a file": ("seccomp", take_a_lease),
+    "wake a process": ("seccomp", lambda _: os.kill(os.getpid(), signal.SIGCONT)),
+    "set a timer that may wake": (
+        "seccomp",
+        lambda _: system_call("timer_create", 1, 0, ctypes.create_string_buffer(8)),
+    ),
+    "watch files": ("seccomp", lambda _: system_call("inotify_init1", 0)),
     "open the judge by pidfd": ("seccomp", lambda s: os.pidfd_open(s.judge)),
     "read the judge's memory": ("seccomp", read_memory),
     "limit the judge": ("seccomp", lambda s: resource.prlimit(s.judge, resource.RLIMIT_CORE, (0, 0))),
@@ -668,23 +682,25 @@ def run_filter(program: list[seccomp.Instruction], data: bytes) -> int:
                 return operand
 
 
-def expected(name: str, first: int, second: int, third: int, own_pid: int | None) -> int:
+def expected(name: str, first: int, second: int, third: int, own_pid: int | None, device: str) -> int:
     """Say in plain Python what the filter is to answer to a call that it names."""
-    signals = {"kill", "tkill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo"}
+    signals = {"kill": 1, "tkill": 1, "tgkill": 2, "rt_sigqueueinfo": 1, "rt_tgsigqueueinfo": 2}
     first, second, third = (argument & 0xFFFFFFFF for argument in (first, second, third))
     allowed = {
         "ioctl": second not in {0x5412, 0x541C, 0x8901, 0x8902},
-        "fcntl": second not in {8, 10, 15},
+        "fcntl": second not in {8, 10, 15, 1024, 1026},
         "prctl": first not in {4, 36},
         "setpriority": first == 0 and second == 0,
         "ioprio_set": first == 1 and second == 0,
-        "clone": first & 0x7E028000 == 0,
+        "clone": first & 0x7E028000 == 0 and first & 0x10400 != 0x10000,
         "sched_setaffinity": first == 0,
     }
     allowed |= dict.fromkeys(("socket", "socketpair"), first == 1 and second & 15 in {1, 5})
     of_itself = ("prlimit64", "sched_setscheduler", "sched_setparam", "sched_setattr")
     allowed |= dict.fromkeys((*of_itself, "migrate_pages", "move_pages"), first == 0)
-    allowed |= dict.fromkeys(signals, own_pid is None or first == own_pid)
+    allowed |= dict.fromkeys(("timer_create", "inotify_init", "inotify_init1"), device == "cuda")
+    for call, place in signals.items():
+        allowed[call] = (first, second, third)[place] != 18 and own_pid in (None, first)
     if allowed.get(name):
         return seccomp.ALLOW
     if "utime" in name:
@@ -697,7 +713,30 @@ def expected(name: str, first: int, second: int, third: int, own_pid: int | None
 
 ARGUMENTS = st.one_of(
     st.sampled_from(
-        [0, 1, 2, 5, 7, 8, 10, 15, 16, 36, 0x5412, 0x8011, 0x8901, 0x80801, 0x10000000, 0x3D0F00, 1 << 32]
+        [
+            0,
+            1,
+            2,
+            5,
+            7,
+            8,
+            10,
+            15,
+            16,
+            18,
+            36,
+            1024,
+            1026,
+            0x10000,
+            0x10400,
+            0x5412,
+            0x8011,
+            0x8901,
+            0x80801,
+            0x10000000,
+            0x3D0F00,
+            1 << 32,
+        ]
     ),
     st.integers(0, 2**64 - 1),
 )
@@ -708,17 +747,18 @@ ARGUMENTS = st.one_of(
     st.sampled_from(sorted(seccomp.NUMBERS)),
     st.tuples(ARGUMENTS, ARGUMENTS, ARGUMENTS),
     st.sampled_from([None, 7]),
+    st.sampled_from(["cpu", "cuda"]),
 )
 def test_filter_answers_as_specified(
-    machine: str, name: str, arguments: tuple[int, int, int], own_pid: int | None
+    machine: str, name: str, arguments: tuple[int, int, int], own_pid: int | None, device: str
 ) -> None:
     audit, column = seccomp.MACHINES[machine]
     number = seccomp.NUMBERS[name][column]
     if number is None:
         return
-    program = seccomp.program(machine, own_pid)
+    program = seccomp.program(machine, own_pid, device)
     data = struct.pack("<IIQ6Q", number, audit, 0, *arguments, 0, 0, 0)
-    assert run_filter(program, data) == expected(name, *arguments, own_pid)
+    assert run_filter(program, data) == expected(name, *arguments, own_pid, device)
     foreign = struct.pack("<IIQ6Q", number, 0x40000003, 0, *arguments, 0, 0, 0)
     assert run_filter(program, foreign) == seccomp.REFUSE
 

@@ -20,7 +20,7 @@ from test_faults import expectation
 from runner import arguments, leaderboard, lint, load, pipeline, plan, record, standings, submit
 from runner.cli import main
 from runner.commands import checking
-from runner.schema import DTYPES, HIDDEN, PROTOCOL, Cell, Failed, Record, Samples, Status, Timed
+from runner.schema import DTYPES, HIDDEN, PROTOCOL, Cell, Failed, Launch, Record, Samples, Status, Timed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -604,6 +604,14 @@ def copied(x):
 ''' + SOURCE.partition("from torch import nn\n\n")[2].replace(
     "return self.layer(x)\n", "y = self.layer(x)\n        return copied(y)\n"
 )
+
+
+def launching(one: Record) -> Record:
+    """Give a record the launch of a kernel."""
+    launch = Launch("copy", (1, 1, 1), 4, None, None, None)
+    return replace(one, checked=replace(one.checked, launches=(launch,))) if one.checked else one
+
+
 SPARSE = ("--shapes", "smoke/sparse", "--dtype", "fp32", "--math", "tf32", "--device", "cpu")
 
 
@@ -624,7 +632,7 @@ def test_check_holds_a_file_against_the_owners_rules_on_demand(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(pipeline, "run", run_with(lambda _: passed))
+    monkeypatch.setattr(pipeline, "run", run_with(lambda _: launching(passed)))
     file = tmp_path / "mine.py"
     file.write_text(text)
     assert main(["check", str(file), "--problem", PROBLEM.name, *SPARSE, *rules]) == code
@@ -653,7 +661,7 @@ def test_an_answer_that_keeps_the_rules_is_run(tmp_path: Path, capsys: pytest.Ca
 def test_an_answer_that_is_right_has_no_failures(
     passed: Record, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "run", run_with(lambda _: passed))
+    monkeypatch.setattr(pipeline, "run", run_with(lambda _: launching(passed)))
     assert answered(ANSWER, tmp_path) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["correctness"] == {"cells": 1, "passed": 1, "failures": []}

@@ -101,7 +101,7 @@ def enter(scratch: Path, *, device: str, memory_bytes: int | None = None) -> Iso
     layers.attempt("no_caps", _drop_capabilities)
     layers.attempt("no_new_privs", lambda: libc.prctl(libc.PR_SET_NO_NEW_PRIVS, 1))
     signals_scoped = _confine_files(layers, scratch, device)
-    layers.attempt("seccomp", lambda: seccomp.install(None if signals_scoped else os.getpid()))
+    layers.attempt("seccomp", lambda: seccomp.install(None if signals_scoped else os.getpid(), device))
     return layers.isolation()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import signal
 import socket
 import struct
 from typing import Final, NamedTuple
@@ -96,6 +97,10 @@ NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
     "syslog": (103, 116),
     "open_by_handle_at": (304, 265),
     "fanotify_init": (300, 262),
+    # wake who was stopped, and use up what a user has few of
+    "timer_create": (222, 107),
+    "inotify_init": (253, None),
+    "inotify_init1": (294, 26),
     # attributes of files, which Landlock leaves alone
     "chmod": (90, None),
     "fchmod": (91, 52),
@@ -137,7 +142,10 @@ _X32_BIT = 0x40000000
 _CLONE_NEW = 0x7E020000  # mount, cgroup, uts, ipc, user, pid, net
 _CLONE_PARENT = 0x8000
 _PRIO_PROCESS, _IOPRIO_PROCESS = 0, 1
-_F_SETOWN, _F_SETSIG, _F_SETOWN_EX = 8, 10, 15
+_CLONE_FILES, _CLONE_THREAD = 0x400, 0x10000
+_F_SETOWN, _F_SETSIG, _F_SETOWN_EX, _F_SETLEASE, _F_NOTIFY = 8, 10, 15, 1024, 1026
+#: What CUDA's driver is not known to do without.
+_WITHOUT_CUDA = ("timer_create", "inotify_init", "inotify_init1")
 _TIOCSTI, _TIOCLINUX, _FIOSETOWN, _SIOCSPGRP = 0x5412, 0x541C, 0x8901, 0x8902
 _WHOLE = 0xFFFFFFFF
 _SOCKET_TYPE = 0xF  # the rest of the argument is SOCK_CLOEXEC and SOCK_NONBLOCK
@@ -178,7 +186,13 @@ def _dated(path: int, times: int) -> list[Instruction]:
     return body + _answer(REFUSE)
 
 
-def _bodies(own_pid: int | None) -> dict[str, list[Instruction]]:
+def _signal(index: int, own_pid: int | None) -> list[Instruction]:
+    """Refuse to wake who was stopped, and with `own_pid` others any signal; `index` is the signal's."""
+    body = [*_argument(index, _WHOLE), Instruction(_EQUAL, 0, 1, signal.SIGCONT), *_answer(REFUSE)]
+    return body + (_answer(ALLOW) if own_pid is None else _only((0, _WHOLE, (own_pid,))))
+
+
+def _bodies(own_pid: int | None, device: str) -> dict[str, list[Instruction]]:
     """Return what becomes of each call; with `own_pid`, signals reach that process alone."""
     itself = _only((0, _WHOLE, (0,)))
     # datagram sockets would send to a path without connect
@@ -189,7 +203,8 @@ def _bodies(own_pid: int | None) -> dict[str, list[Instruction]]:
     bodies["ioctl"] = _except(1, (_TIOCSTI, _TIOCLINUX, _FIOSETOWN, _SIOCSPGRP))
     # who may not be looked into hides what it holds; who adopts no orphans has them counted by nobody
     bodies["prctl"] = _except(0, (libc.PR_SET_DUMPABLE, libc.PR_SET_CHILD_SUBREAPER))
-    bodies["fcntl"] = _except(1, (_F_SETOWN, _F_SETSIG, _F_SETOWN_EX))
+    # a lease holds up whoever else opens the file
+    bodies["fcntl"] = _except(1, (_F_SETOWN, _F_SETSIG, _F_SETOWN_EX, _F_SETLEASE, _F_NOTIFY))
     bodies |= dict.fromkeys(("chmod", "fchmod", "fchmodat", "fchmodat2"), _answer(PRETEND))
     bodies |= dict.fromkeys(("utime", "utimes"), _dated(path=0, times=1))
     bodies |= dict.fromkeys(("futimesat", "utimensat"), _dated(path=1, times=2))
@@ -199,15 +214,16 @@ def _bodies(own_pid: int | None) -> dict[str, list[Instruction]]:
     bodies["sched_setaffinity"] = _only((0, _WHOLE, (0,)), otherwise=PRETEND)
     bodies["setpriority"] = _only((0, _WHOLE, (_PRIO_PROCESS,)), (1, _WHOLE, (0,)))
     bodies["ioprio_set"] = _only((0, _WHOLE, (_IOPRIO_PROCESS,)), (1, _WHOLE, (0,)))
-    # a sibling would be no descendant
-    bodies["clone"] = _only((0, _CLONE_NEW | _CLONE_PARENT, (0,)))
+    # a sibling would be no descendant, and a thread with files of its own hides them from who counts
+    threads = (0, _CLONE_FILES, _CLONE_FILES | _CLONE_THREAD)
+    bodies["clone"] = _only((0, _CLONE_NEW | _CLONE_PARENT, (0,)), (0, _CLONE_FILES | _CLONE_THREAD, threads))
     bodies["clone3"] = _answer(UNKNOWN)
-    signal = _answer(ALLOW) if own_pid is None else _only((0, _WHOLE, (own_pid,)))
-    bodies |= dict.fromkeys(("kill", "tkill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo"), signal)
-    return bodies
+    bodies |= dict.fromkeys(("kill", "tkill", "rt_sigqueueinfo"), _signal(1, own_pid))
+    bodies |= dict.fromkeys(("tgkill", "rt_tgsigqueueinfo"), _signal(2, own_pid))
+    return {name: body for name, body in bodies.items() if device == "cpu" or name not in _WITHOUT_CUDA}
 
 
-def program(machine: str, own_pid: int | None = None) -> list[Instruction]:
+def program(machine: str, own_pid: int | None = None, device: str = "cpu") -> list[Instruction]:
     """Assemble the filter for `os.uname().machine`; `OSError` for an architecture without a table.
 
     `own_pid` is for kernels whose Landlock does not scope signals: the process may then signal
@@ -224,7 +240,7 @@ def program(machine: str, own_pid: int | None = None) -> list[Instruction]:
         Instruction(_AT_LEAST, 0, 1, _X32_BIT),
         *_answer(REFUSE),
     ]
-    for name, body in _bodies(own_pid).items():
+    for name, body in _bodies(own_pid, device).items():
         number = NUMBERS[name][column]
         if number is not None:
             filtered += [Instruction(_EQUAL, 0, len(body), number), *body]
@@ -235,9 +251,9 @@ class _SockFprog(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
 
 
-def install(own_pid: int | None = None) -> None:
+def install(own_pid: int | None = None, device: str = "cpu") -> None:
     """Put this process and its future children under the filter, for good; needs no_new_privs."""
-    instructions = program(os.uname().machine, own_pid)
+    instructions = program(os.uname().machine, own_pid, device)
     packed = b"".join(struct.pack("=HBBI", *instruction) for instruction in instructions)
     mode_filter = 2
     libc.prctl(libc.PR_SET_SECCOMP, mode_filter, ctypes.byref(_SockFprog(len(instructions), packed)))

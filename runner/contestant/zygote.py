@@ -94,15 +94,24 @@ class Zygote:
 
     def _fork(self, identity: int, scratch: Path, fds: list[int], probed: int | None) -> None:
         log_read, log_write = os.pipe2(os.O_CLOEXEC)
-        pid = os.fork()
+        os.set_blocking(log_read, False)
+        try:
+            self.selector.register(log_read, selectors.EVENT_READ)
+            pid = os.fork()
+        except OSError as error:  # others may hold all threads, or all watches, that this user can have
+            with contextlib.suppress(KeyError):
+                self.selector.unregister(log_read)
+            for fd in (*fds, log_read, log_write):
+                os.close(fd)
+            self._tell({"failed": f"no contestant can be forked: {error.strerror}"})
+            return
         if pid == 0:
             _become_contestant(self.device, scratch, fds, log_write, probed)
         for fd in (*fds, log_write):
             os.close(fd)
-        os.set_blocking(log_read, False)
         self.children[pid] = _Child(identity, pid, log_read)
         self.scratches.append(scratch)
-        self.selector.register(log_read, selectors.EVENT_READ, pid)
+        self.selector.modify(log_read, selectors.EVENT_READ, pid)
         self._tell({"forked": identity, "pid": pid})
 
     def _drain(self, child: _Child) -> None:

@@ -13,7 +13,7 @@ from runner import load
 from runner.judge.bench import Limits, NoBaseline
 from runner.judge.case import Case
 from runner.judge.contestants import Contestant, Foul
-from runner.judge.zygotes import Zygotes
+from runner.judge.zygotes import NoFork, Zygotes
 
 #: Each keeps a CUDA context between its cells (0.7 GB on an H200); a fork cost less than a second there.
 MAX_CONTESTANTS = 4
@@ -39,9 +39,19 @@ class Company:
         if known is None:
             while len(self._contestants) >= MAX_CONTESTANTS:
                 self._contestants.pop(next(iter(self._contestants))).close()
-            known = Contestant(self.zygotes, self.limits.memory_bytes)
+            known = self._forked()
         self._contestants[key] = known  # the last one used stands last
         return known
+
+    def _forked(self) -> Contestant:
+        """Fork a contestant; where that cannot be, without the others, who may hold what it needs."""
+        try:
+            return Contestant(self.zygotes, self.limits.memory_bytes)
+        except NoFork:
+            for other in self._contestants.values():
+                other.close()
+            self._contestants.clear()
+            return Contestant(self.zygotes, self.limits.memory_bytes)
 
     @property
     def pids(self) -> list[int]:

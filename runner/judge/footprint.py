@@ -165,12 +165,19 @@ def _proportional_bytes(pid: int) -> int:
 
 
 def _nameless_files(pid: int) -> dict[tuple[int, int], int]:
-    """Return device and inode of the nameless files that a process has open -> bytes written to them."""
+    """Return device and inode of the nameless files that a process has open -> bytes written to them.
+
+    All its threads have the same table, but a leader that has left (seccomp refuses threads with their own).
+    """
     found = {}
-    with contextlib.suppress(OSError):
-        for descriptor in os.scandir(f"/proc/{pid}/fd"):
-            with contextlib.suppress(OSError):
-                facts = descriptor.stat()
-                if stat.S_ISREG(facts.st_mode) and facts.st_nlink == 0:
-                    found[facts.st_dev, facts.st_ino] = facts.st_blocks * _BLOCK_BYTES
+    for place in (Path(f"/proc/{pid}"), *_tasks(pid)):
+        with contextlib.suppress(OSError):
+            descriptors = list(os.scandir(place / "fd"))
+            for descriptor in descriptors:
+                with contextlib.suppress(OSError):
+                    facts = descriptor.stat()
+                    if stat.S_ISREG(facts.st_mode) and facts.st_nlink == 0:
+                        found[facts.st_dev, facts.st_ino] = facts.st_blocks * _BLOCK_BYTES
+            if descriptors:
+                break
     return found

@@ -21,6 +21,11 @@ from runner.contestant.scratch import clear
 from runner.contestant.zygote import MESSAGE_BYTES, UNCONFINED
 
 _PROBE_S = 30.0
+_CLOSE_S = 30.0
+
+
+class NoFork(RuntimeError):
+    """The fork server lives, and the system lets it fork or watch no more."""
 
 
 class Zygotes:
@@ -63,7 +68,10 @@ class Zygotes:
     def fork(
         self, scratch: Path, fds: tuple[int, ...], deadline_s: float, probe: int | None = None
     ) -> tuple[int, int]:
-        """Fork a contestant, or a probe of the process `probe`; returns its identity and its pid."""
+        """Fork a contestant, or a probe of the process `probe`; returns its identity and its pid.
+
+        Raises NoFork where the system has too little left for one.
+        """
         identity = self._next
         self._next += 1
         message = json.dumps({"fork": identity, "scratch": str(scratch), "probe": probe}).encode()
@@ -124,6 +132,8 @@ class Zygotes:
         message = json.loads(data)
         if "forked" in message:
             self._forks[message["forked"]] = message["pid"]
+        elif "failed" in message:
+            raise NoFork(message["failed"])
         else:
             self._exits[message["exited"]] = (message["status"], message["log"])
 
@@ -133,6 +143,6 @@ class Zygotes:
             self._control.close()
         if self._process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(5)
+                self._process.wait(_CLOSE_S)  # it may be burying, and nobody else does
             self._process.kill()
             self._process.wait()
