@@ -178,11 +178,7 @@ def measure(
         calls = calls_per_sample(min(estimates.values()), max(estimates.values()), bench.max_calls)
         pilot, settled = _pilot(bench, variants, calls, rng, patience)
     pilot_samples = _samples(pilot, variants, calls, bench)
-    # who is trusted has no reason to lie, and the window's noise has chosen the slower one
-    headline = analyse.headline(
-        [analyse.by_clock(s, analyse.CLAIM) if bench.is_trusted(s.variant) else s for s in pilot_samples],
-        eligible,
-    )
+    headline = analyse.headline(_by_events(bench, pilot_samples, eligible), eligible)
     kept = [v for v in variants if v in (SOLUTION, headline) or v in always]
     course = _Course(bench, rng, settings, patience, headline, phases, lambda: clock() < end)
     samples, rounds, batched = course.times(kept, calls)
@@ -389,6 +385,16 @@ def _aside(bench: Bench, samples: Samples) -> Samples:
 
 def _as_pilot(samples: Samples) -> Samples:
     return Samples(**{**vars(samples), "config": {**samples.config, "pilot": True}})
+
+
+def _by_events(bench: Bench, samples: Sequence[Samples], eligible: Collection[str]) -> list[Samples]:
+    """Have the events of the eligible decide, if all are trusted and have some.
+
+    Who is trusted has no reason to lie, and the window's noise has chosen the slower one.
+    """
+    chosen = [s for s in samples if s.variant in eligible]
+    known = all(bench.is_trusted(s.variant) and min(s.claims_us) > 0 for s in chosen)
+    return [analyse.by_clock(s, analyse.CLAIM) for s in chosen] if known else chosen
 
 
 def _decided(bench: Bench, samples: Sequence[Samples]) -> list[Samples]:

@@ -199,6 +199,15 @@ def test_the_headline_is_the_fastest_by_its_events_whatever_its_windows_lose() -
     assert take(bench).headline == "cudnn"
 
 
+def test_without_events_of_all_the_windows_choose_the_headline() -> None:
+    class NoEvents(FakeBench):
+        def sample(self, variant: str, calls: int) -> Window:
+            found = super().sample(variant, calls)
+            return replace(found, claim_us=0.0) if variant == "channels_last" else found
+
+    assert take(NoEvents(TIMES_US)).headline == "cudnn"
+
+
 def test_the_fastest_baseline_is_no_headline_unless_eligible() -> None:
     timed = take(FakeBench({**TIMES_US, "eager": 50.0}))
     assert timed.headline == "cudnn"
