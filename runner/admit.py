@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from runner import files, gpu_lock
 from runner.decode import Malformed, decode
@@ -137,15 +137,19 @@ def admit(problem: Problem, cells: Sequence[Cell], device: str) -> Iterator[Admi
                     print(json.dumps(request), file=process.stdin, flush=True)
                 line = process.stdout.readline()
                 if not line.endswith("\n"):
-                    code = process.wait()
-                    log.seek(0)
-                    words = log.read().decode(errors="replace").split("\n")
-                    last = next((word for word in reversed(words) if word.strip()), f"exit code {code}")
-                    raise JudgeDied(last)
+                    raise JudgeDied(_last_words(process, log))
                 yield decode(Admission, json.loads(line))
         except BaseException:  # nobody waits for an answer any more
             process.kill()
             raise
+
+
+def _last_words(process: subprocess.Popen[str], log: IO[bytes]) -> str:
+    """Return the last line that a process has left, or its exit code."""
+    code = process.wait()
+    log.seek(0)
+    words = log.read().decode(errors="replace").split("\n")
+    return next((word for word in reversed(words) if word.strip()), f"exit code {code}")
 
 
 @dataclass(frozen=True)

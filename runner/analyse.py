@@ -131,11 +131,11 @@ def against_best(timed: Timed) -> Comparison:
     shipped = [s.variant for s in timed.samples if s.variant == AS_SHIPPED and not s.config.get("pilot")]
     found = [comparison(timed, name) for name in dict.fromkeys([timed.headline, *shipped])]
     best = min(found, key=lambda c: c.speedup)
-    dropped = [_unpaired(timed, s) for s in dropped_though_faster(timed, best.baseline)]
+    dropped = [_unpaired(timed, s) for s in _dropped_though_faster(timed, best.baseline)]
     return min([best, *dropped], key=lambda c: c.speedup)
 
 
-def dropped_though_faster(timed: Timed, best: str) -> list[Samples]:
+def _dropped_though_faster(timed: Timed, best: str) -> list[Samples]:
     """Return what the pilot dropped that each of its rounds shows faster than `best`, and by more than SAME.
 
     What it drops could all have been its choice (`runner.baselines`): others run in all the rounds.

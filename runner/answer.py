@@ -22,6 +22,7 @@ INNER = 4
 ANSWER = re.compile(r"^class\s+ModelNew\b", re.MULTILINE)
 #: Languages of a block that may be the answer; a command line after it is none.
 PYTHON = ("", "python", "python3", "py", "triton")
+#: Languages of a block that the whole reply may be wrapped in.
 MARKDOWN = ("markdown", "md")
 #: How likely a block is the answer that is in Python and defines it.
 COMPLETE = 2
@@ -45,18 +46,13 @@ def judge(reply: str) -> Feedback:
 
 def without_launches(records: Sequence[Record], source: str) -> tuple[lint.Finding, ...]:
     """Find that a text was right in a cell without a kernel: a name in `forward` is no launch yet."""
-    idle = [one.cell for one in records if one.checked and not one.checked.launches]
+    idle = next((one.cell for one in records if one.checked and not one.checked.launches), None)
+    if idle is None:
+        return ()
     model = ANSWER.search(source)
     line = source[: model.start()].count("\n") + 1 if model else 1
-    return tuple(
-        lint.Finding(
-            line,
-            "calls-kernels",
-            lint.ERROR,
-            f"no kernel was launched in {cell.sweep}/{cell.label} {cell.arithmetic}, right as it is",
-        )
-        for cell in idle[:1]
-    )
+    message = f"no kernel was launched in {idle.sweep}/{idle.label} {idle.arithmetic}, right as it is"
+    return (lint.Finding(line, "calls-kernels", lint.ERROR, message),)
 
 
 def correctness(records: Sequence[Record]) -> Correctness:
@@ -98,11 +94,10 @@ def last_block(reply: str) -> str | None:
             lines.append(line[min(indent, len(line) - len(line.lstrip())) :])
         elif mark:
             fence, language, lines, indent = mark[2], _language(mark[3]), [], len(mark[1])
-    cut_off = bool(fence)
     if not blocks:
         return None
     likely, answer = max(reversed(blocks), key=lambda block: block[0])
-    return None if cut_off and (likely < COMPLETE or ANSWER.search("\n".join(lines))) else answer
+    return None if fence and (likely < COMPLETE or ANSWER.search("\n".join(lines))) else answer
 
 
 def _language(info: str) -> str:

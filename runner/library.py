@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from runner import cards, devices, load, pipeline, plan
+from runner import devices, load, pipeline, plan
 from runner.arguments import MOST
 from runner.schema import CALL_S, Record
 
@@ -44,7 +44,7 @@ def evaluate(
     """
     found, solution = load.find_problem(str(problem)), load.solution_of(source, name)
     chosen = devices.choose(device)
-    cells = plan.plan_cells(found, load.as_names(shapes), dtypes, maths, chosen, _card(card).sms)
+    cells = plan.plan_cells(found, load.as_names(shapes), dtypes, maths, chosen, plan.card(card).sms)
     timed = baselines is None or len(baselines) > 0
     for limit, value, kind, most in (
         ("timeout_s", timeout_s, (int, float), MOST),
@@ -67,13 +67,6 @@ def evaluate(
             ),
         )
         return list(pipeline.run(request, lambda _: None).records)
-
-
-def _card(name: str) -> cards.Card:
-    try:
-        return cards.load_card(name)
-    except ValueError as error:
-        raise load.BadInput(str(error)) from None
 
 
 def _require_positive(name: str, value: float | None, kind: type | tuple[type, ...], most: float) -> None:

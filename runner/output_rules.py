@@ -48,7 +48,7 @@ def _nothing_else(tree: ast.Module) -> Iterator[Finding]:
     aliases = imported_names(tree)
     for index, node in enumerate(tree.body):
         is_docstring = index == 0 and ast.get_docstring(tree) is not None
-        if not is_docstring and _kind(node, aliases) is None and not _is_test(node):
+        if not is_docstring and _kind(node, aliases) is None and not _is_test(node, aliases):
             message = "neither an import, a kernel, a wrapper nor ModelNew"
             yield Finding(node.lineno, "nothing-else", ERROR, message)
 
@@ -65,7 +65,8 @@ def _imports_all(tree: ast.Module) -> Iterator[Finding]:
 
 
 def _leaves_tests(tree: ast.Module) -> Iterator[Finding]:
-    for node in filter(_is_test, tree.body):
+    aliases = imported_names(tree)
+    for node in (one for one in tree.body if _is_test(one, aliases)):
         yield Finding(node.lineno, "no-tests", ERROR, "tests and inputs belong to the harness")
 
 
@@ -227,18 +228,15 @@ def _kind(node: ast.stmt, aliases: Aliases) -> int | None:
     """Place a statement in the order of `KINDS`; None for what has no place in it."""
     if isinstance(node, ast.Import | ast.ImportFrom):
         return 0
-    if isinstance(node, ast.FunctionDef) and not _is_test(node):
+    if isinstance(node, ast.FunctionDef) and not _is_test(node, aliases):
         return 1 if is_kernel(node, aliases) else 2
     return 3 if isinstance(node, ast.ClassDef) and node.name == "ModelNew" else None
 
 
-def _is_test(node: ast.stmt) -> bool:
+def _is_test(node: ast.stmt, aliases: Aliases) -> bool:
     if isinstance(node, ast.If):
         return any(isinstance(name, ast.Name) and name.id == "__name__" for name in ast.walk(node.test))
-    if not isinstance(node, ast.FunctionDef):
-        return False
-    decorating = (inner for one in node.decorator_list for inner in ast.walk(one))
-    if any("jit" in (getattr(inner, "attr", ""), getattr(inner, "id", "")) for inner in decorating):
+    if not isinstance(node, ast.FunctionDef) or is_kernel(node, aliases):
         return False
     return node.name in {"get_inputs", "get_init_inputs", "test"} or node.name.startswith("test_")
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runner import load, record
+from runner import cards, load, record
 from runner.schema import (
     CALL_S,
     DTYPES,
@@ -99,6 +99,14 @@ def plan_cells(
         for math in (maths if dtype == "fp32" else MATHS[:1])
     ]
     return tuple({c.key: c for c in cells}.values())
+
+
+def card(name: str) -> cards.Card:
+    """Find a card by its name. Raises BadInput, which names the card of a device's name."""
+    try:
+        return cards.load_card(name)
+    except ValueError as error:
+        raise load.BadInput(str(error)) from None
 
 
 def first_sweep(problem: load.Problem, sms: int) -> str:

@@ -12,7 +12,7 @@ import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from runner import flags
+from runner.flags import notes
 from runner.schema import HIDDEN, NOT_RANKED, Checked, Launch, PopulationError, Record, Status, Timed, to_json
 from runner.waves import Occupancy, largest, recorded
 
@@ -82,7 +82,7 @@ def summary(records: Iterable[Record], fmt: str = "table") -> str:
 
 def explain_flags(records: Iterable[Record]) -> str:
     """Say what the flags of these records mean, a line each."""
-    return "\n".join(flags.notes(flag for record in records for flag in _flags(record)))
+    return "\n".join(notes(flag for record in records for flag in _flags(record)))
 
 
 def row(record: Record) -> Row:

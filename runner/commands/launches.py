@@ -27,7 +27,7 @@ def explain_launches(options: argparse.Namespace) -> int:
     """Tell all that can be known of each launch without the card."""
     problem, solutions = words.chosen(options)
     chosen = list(dict.fromkeys(options.card or [plan.TARGET_CARD]))
-    targets = [words.card(name) for name in chosen]
+    targets = [plan.card(name) for name in chosen]
     dtypes, maths = words.arithmetics(options)
     shapes = options.shapes or [plan.first_sweep(problem, targets[0].sms)]
     cells = plan.plan_cells(problem, shapes, dtypes, maths, "cpu", targets[0].sms)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from runner import cards, devices, load, plan
-from runner.cards import Card
+from runner import devices, load, plan
 from runner.load import BadInput, Problem, Solution
 from runner.plan import Request
 from runner.schema import Cell
@@ -21,18 +20,10 @@ def _parts(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def card(name: str) -> Card:
-    """Find a card by its name. Raises BadInput, which names the card of a device's name."""
-    try:
-        return cards.load_card(name)
-    except ValueError as error:
-        raise BadInput(str(error)) from None
-
-
 def cells_of(options: argparse.Namespace, problem: Problem) -> tuple[str, tuple[Cell, ...]]:
     """Return the device and the cells that are asked for. Raises BadInput and NoDevice."""
     dtypes, maths = arithmetics(options)
-    sms = card(options.card or plan.TARGET_CARD).sms
+    sms = plan.card(options.card or plan.TARGET_CARD).sms
     device = devices.choose(options.device)
     return device, plan.plan_cells(problem, options.shapes, dtypes, maths, device, sms)
 

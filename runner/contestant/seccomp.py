@@ -144,8 +144,8 @@ _CLONE_PARENT = 0x8000
 _PRIO_PROCESS, _IOPRIO_PROCESS = 0, 1
 _CLONE_FILES, _CLONE_THREAD = 0x400, 0x10000
 _F_SETOWN, _F_SETSIG, _F_SETOWN_EX, _F_SETLEASE, _F_NOTIFY = 8, 10, 15, 1024, 1026
-#: What CUDA's driver is not known to do without.
-_WITHOUT_CUDA = ("timer_create", "inotify_init", "inotify_init1")
+#: Refused on a CPU alone: whether CUDA's driver does without them is not known.
+_PERHAPS_CUDAS = ("timer_create", "inotify_init", "inotify_init1")
 _TIOCSTI, _TIOCLINUX, _FIOSETOWN, _SIOCSPGRP = 0x5412, 0x541C, 0x8901, 0x8902
 _WHOLE = 0xFFFFFFFF
 _SOCKET_TYPE = 0xF  # the rest of the argument is SOCK_CLOEXEC and SOCK_NONBLOCK
@@ -220,7 +220,7 @@ def _bodies(own_pid: int | None, device: str) -> dict[str, list[Instruction]]:
     bodies["clone3"] = _answer(UNKNOWN)
     bodies |= dict.fromkeys(("kill", "tkill", "rt_sigqueueinfo"), _signal(1, own_pid))
     bodies |= dict.fromkeys(("tgkill", "rt_tgsigqueueinfo"), _signal(2, own_pid))
-    return {name: body for name, body in bodies.items() if device == "cpu" or name not in _WITHOUT_CUDA}
+    return {name: body for name, body in bodies.items() if device == "cpu" or name not in _PERHAPS_CUDAS}
 
 
 def program(machine: str, own_pid: int | None = None, device: str = "cpu") -> list[Instruction]:

@@ -25,7 +25,7 @@ from runner.judge.contestants import Contestant, Foul
 from runner.judge.fence import Fence
 from runner.judge.machine import MIN_CLOCK_SHARE, Machine, State
 from runner.plan import default_memory_bytes
-from runner.schema import CALL_S, Status
+from runner.schema import CALL_S, TARGET, Status
 
 #: On an H200 the judge's smallest operation took 35 us alone and up to 2.4 ms behind a foreign kernel.
 IDLE_US = 250.0
@@ -62,7 +62,7 @@ class Limits:
     build_s: float = 2 * CALL_S
     call_s: float = CALL_S
     timing_s: float = 1.0
-    target: float = 0.01
+    target: float = TARGET
     processes: int = 1
     sms: int = 0
     memory_bytes: int = field(default_factory=default_memory_bytes)
