@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from conftest import wait_until
+from conftest import children, wait_until
 
 from runner import load, measure
 from runner.judge import edges, footprint
@@ -173,6 +176,13 @@ def test_room_that_others_make_is_not_the_folders(tmp_path: Path, monkeypatch: p
         assert files.overflow() == over
 
 
+MODEL = """
+
+class ModelNew(nn.Module):
+    def forward(self, x):
+        return x + 1.0
+"""
+
 ORPHANED = """
 import os, time
 from torch import nn
@@ -185,18 +195,28 @@ if (child := os.fork()) == 0:
             time.sleep(0.001)
     os._exit(0)
 os.waitpid(child, 0)
+"""
 
+# The dead are buried by nobody's leave, so that only the one that lives is ever there.
+HANDED_ON = """
+import os, signal, time
+from torch import nn
 
-class ModelNew(nn.Module):
-    def forward(self, x):
-        return x + 1.0
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+if os.fork() == 0:
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+    os._exit(0)
 """
 
 
-@pytest.fixture(scope="module")
-def contestant() -> Iterator[Contestant]:
-    """Yield a contestant whose child has left it with a grandchild."""
-    solution = load.Solution("orphaned", Path("orphaned.py"), ORPHANED)
+@contextlib.contextmanager
+def contestant(family: str) -> Iterator[Contestant]:
+    """Yield a contestant whose module starts a family before it defines its model."""
+    solution = load.Solution("family", Path("family.py"), family + MODEL)
     referee = Referee("cpu", Limits())
     try:
         with edges.steps_problem() as steps:
@@ -214,14 +234,49 @@ def state(pid: int) -> str:
         return ""
 
 
-def test_an_orphan_is_counted_stopped_and_killed_with_its_contestant(contestant: Contestant) -> None:
-    (orphan,) = footprint.strays_of(contestant.pid)
-    family = [contestant.pid, orphan]
-    assert footprint.family_of(contestant.pid) == family
-    wait_until(lambda: footprint.held_bytes([orphan]) > 48 * MEBIBYTE, "the orphan to hold memory")
-    contestant.pause()
-    wait_until(lambda: [state(pid) for pid in family] == ["T", "T"], "both to stop")
-    contestant.arm()
-    wait_until(lambda: "T" not in map(state, family), "both to go on")
-    contestant.close()
-    assert [state(pid) for pid in family] == ["", ""]
+def test_an_orphan_is_counted_stopped_and_killed_with_its_contestant() -> None:
+    with contestant(ORPHANED) as model:
+        family = footprint.family_of(model.pid)
+        _, orphan = family
+        wait_until(lambda: footprint.held_bytes([orphan]) > 48 * MEBIBYTE, "the orphan to hold memory")
+        model.pause()
+        wait_until(lambda: [state(pid) for pid in family] == ["T", "T"], "both to stop")
+        model.arm()
+        wait_until(lambda: "T" not in map(state, family), "both to go on")
+        model.close()
+        assert [state(pid) for pid in family] == ["", ""]
+
+
+def group_of(leader: int) -> dict[int, str]:
+    """Return the processes of a group -> their states."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        pid = int(entry.name)
+        with contextlib.suppress(ProcessLookupError):
+            if os.getpgid(pid) == leader:
+                found[pid] = state(pid)
+    return found
+
+
+def test_who_outruns_the_count_is_stopped_and_killed() -> None:
+    with contestant(HANDED_ON) as model:
+        before = group_of(model.pid)
+        wait_until(lambda: group_of(model.pid).keys() - before.keys() != set(), "the line to move on")
+        model.pause()
+        wait_until(lambda: set(group_of(model.pid).values()) == {"T"}, "the line to stop")
+        stopped = group_of(model.pid)
+        time.sleep(0.05)
+        assert group_of(model.pid) == stopped
+        model.close()
+        assert group_of(model.pid) == {}
+
+
+def test_nothing_outlives_a_fork_server_that_died() -> None:
+    with contestant(ORPHANED) as model:
+        _, orphan = footprint.family_of(model.pid)
+        (server,) = (pid for pid in children(os.getpid()) if model.pid in children(pid))
+        os.kill(server, signal.SIGKILL)
+        wait_until(lambda: state(model.pid) in {"", "Z"}, "the contestant to die with its server")
+        assert state(orphan) not in {"", "Z"}
+        model.close()
+        wait_until(lambda: state(orphan) in {"", "Z"}, "the orphan to die")

@@ -183,7 +183,6 @@ def _become_contestant(found: list[Job], cards: list[dict[str, Any]], report: in
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, WAKING)
         os.setsid()
-        libc.die_with_parent()
         sandbox.close_descriptors({1, 2, report})
         sandbox.enter(scratch, device="cpu", memory_bytes=MEMORY_BYTES)
         answer(found, cards, report, scratch)
@@ -194,7 +193,7 @@ def _become_contestant(found: list[Job], cards: list[dict[str, Any]], report: in
 
 
 def _end_all(leader: int) -> None:
-    """Kill the fork's session, and what escaped from it: orphans are this process's children."""
+    """Kill the fork's group, and reap what that orphans: it comes to this process."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(leader, signal.SIGKILL)
     children = Path(f"/proc/self/task/{os.getpid()}/children")

@@ -45,7 +45,6 @@ def main(sock: socket.socket, scratch: Path, device_name: str, judge: int) -> No
     """Enter the sandbox as a contestant does, try everything, send one frame: HELLO with the holes."""
     sandbox.close_descriptors({0, 1, 2, sock.fileno()})
     sandbox.enter(scratch, device=device_name.partition(":")[0])
-    libc.die_with_parent()
     found = holes(Scene(scratch, judge))
     channel.send(sock, channel.Frame(channel.Kind.HELLO, args=(len(found),), text=", ".join(found)))
 
@@ -102,6 +101,15 @@ def _start_beside_itself(_: Scene) -> None:
         os._exit(0)
 
 
+def _leave_its_group(_: Scene) -> None:
+    group, child = os.getpgrp(), os.fork()
+    if child == 0:
+        os.setsid()
+        os._exit(os.getpgrp() == group)
+    if os.waitpid(child, 0)[1]:
+        raise PermissionError(errno.EPERM, "no more than pretended")
+
+
 def _call(name: str, *arguments: object) -> int:
     _, column = seccomp.MACHINES[os.uname().machine]
     number = seccomp.NUMBERS[name][column]
@@ -136,6 +144,7 @@ ATTEMPTS: Final[dict[str, Callable[[Scene], object]]] = {
     # those who count it
     "disown its orphans": lambda _: libc.prctl(libc.PR_SET_CHILD_SUBREAPER, 0),
     "start a sibling": _start_beside_itself,
+    "leave its process group": _leave_its_group,
     # the network
     "open a TCP socket": lambda _: socket.socket(socket.AF_INET).close(),
     "open a UDP socket": lambda _: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).close(),

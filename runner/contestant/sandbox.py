@@ -85,7 +85,8 @@ def enter(scratch: Path, *, device: str, memory_bytes: int | None = None) -> Iso
     `scratch` is an existing folder, the only one that stays writable and the new working
     directory. `device` is `cpu` or `cuda`; anything else is a `ValueError`. `memory_bytes` bounds
     what a CPU contestant may map beyond what it holds now; CUDA reserves address space too freely
-    for such a limit. The caller has made a new session, closed descriptors, and runs one thread.
+    for such a limit. The process dies with its parent from now on. The caller has made a new session,
+    closed descriptors, and runs one thread.
     """
     if device not in {"cpu", "cuda"}:
         raise ValueError(f"device is {device!r}, not cpu or cuda")
@@ -101,13 +102,15 @@ def enter(scratch: Path, *, device: str, memory_bytes: int | None = None) -> Iso
     layers.attempt("no_caps", _drop_capabilities)
     layers.attempt("no_new_privs", lambda: libc.prctl(libc.PR_SET_NO_NEW_PRIVS, 1))
     signals_scoped = _confine_files(layers, scratch, device)
-    layers.attempt("seccomp", lambda: seccomp.install(None if signals_scoped else os.getpid(), device))
+    libc.die_with_parent()  # the kernel forgets it where privileges change, and seccomp refuses it
+    layers.attempt("seccomp", lambda: seccomp.install(None if signals_scoped else os.getpid()))
     return layers.isolation()
 
 
 def unconfined(scratch: Path) -> Isolation:
     """Settle in `scratch` without any layer: what the selftest compares the sandbox's cost with."""
     _settle(scratch.resolve(strict=True))
+    libc.die_with_parent()
     return Isolation("none", (), ("every layer: not asked for",))
 
 

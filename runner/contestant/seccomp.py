@@ -55,6 +55,9 @@ NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
     "sched_setattr": (314, 274),
     "migrate_pages": (256, 238),
     "move_pages": (279, 239),
+    # its process group, in which it is stopped and killed with all its descendants
+    "setsid": (112, 157),
+    "setpgid": (109, 154),
     # new namespaces and mounts
     "clone": (56, 220),
     "clone3": (435, 435),
@@ -130,7 +133,7 @@ MACHINES: Final = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 
 ALLOW: Final = 0x7FFF0000
 REFUSE: Final = 0x00050000 | errno.EPERM
-#: Done as far as the caller can see: copying a file or pinning a thread must not fail for it.
+#: Done as far as the caller can see: to copy a file, pin a thread or start a compiler must not fail for it.
 PRETEND: Final = 0x00050000
 #: The C library then starts its threads by clone, whose flags a filter can read.
 UNKNOWN: Final = 0x00050000 | errno.ENOSYS
@@ -144,8 +147,6 @@ _CLONE_PARENT = 0x8000
 _PRIO_PROCESS, _IOPRIO_PROCESS = 0, 1
 _CLONE_FILES, _CLONE_THREAD = 0x400, 0x10000
 _F_SETOWN, _F_SETSIG, _F_SETOWN_EX, _F_SETLEASE, _F_NOTIFY = 8, 10, 15, 1024, 1026
-#: Refused on a CPU alone: whether CUDA's driver does without them is not known.
-_PERHAPS_CUDAS = ("timer_create", "inotify_init", "inotify_init1")
 _TIOCSTI, _TIOCLINUX, _FIOSETOWN, _SIOCSPGRP = 0x5412, 0x541C, 0x8901, 0x8902
 _WHOLE = 0xFFFFFFFF
 _SOCKET_TYPE = 0xF  # the rest of the argument is SOCK_CLOEXEC and SOCK_NONBLOCK
@@ -192,7 +193,7 @@ def _signal(index: int, own_pid: int | None) -> list[Instruction]:
     return body + (_answer(ALLOW) if own_pid is None else _only((0, _WHOLE, (own_pid,))))
 
 
-def _bodies(own_pid: int | None, device: str) -> dict[str, list[Instruction]]:
+def _bodies(own_pid: int | None) -> dict[str, list[Instruction]]:
     """Return what becomes of each call; with `own_pid`, signals reach that process alone."""
     itself = _only((0, _WHOLE, (0,)))
     # datagram sockets would send to a path without connect
@@ -202,9 +203,10 @@ def _bodies(own_pid: int | None, device: str) -> dict[str, list[Instruction]]:
     # input forged for a terminal, and signals sent by the kernel in the owner's name
     bodies["ioctl"] = _except(1, (_TIOCSTI, _TIOCLINUX, _FIOSETOWN, _SIOCSPGRP))
     # who may not be looked into hides what it holds; who adopts no orphans has them counted by nobody
-    bodies["prctl"] = _except(0, (libc.PR_SET_DUMPABLE, libc.PR_SET_CHILD_SUBREAPER))
+    bodies["prctl"] = _except(0, (libc.PR_SET_PDEATHSIG, libc.PR_SET_DUMPABLE, libc.PR_SET_CHILD_SUBREAPER))
     # a lease holds up whoever else opens the file
     bodies["fcntl"] = _except(1, (_F_SETOWN, _F_SETSIG, _F_SETOWN_EX, _F_SETLEASE, _F_NOTIFY))
+    bodies |= dict.fromkeys(("setsid", "setpgid"), _answer(PRETEND))
     bodies |= dict.fromkeys(("chmod", "fchmod", "fchmodat", "fchmodat2"), _answer(PRETEND))
     bodies |= dict.fromkeys(("utime", "utimes"), _dated(path=0, times=1))
     bodies |= dict.fromkeys(("futimesat", "utimensat"), _dated(path=1, times=2))
@@ -220,10 +222,10 @@ def _bodies(own_pid: int | None, device: str) -> dict[str, list[Instruction]]:
     bodies["clone3"] = _answer(UNKNOWN)
     bodies |= dict.fromkeys(("kill", "tkill", "rt_sigqueueinfo"), _signal(1, own_pid))
     bodies |= dict.fromkeys(("tgkill", "rt_tgsigqueueinfo"), _signal(2, own_pid))
-    return {name: body for name, body in bodies.items() if device == "cpu" or name not in _PERHAPS_CUDAS}
+    return bodies
 
 
-def program(machine: str, own_pid: int | None = None, device: str = "cpu") -> list[Instruction]:
+def program(machine: str, own_pid: int | None = None) -> list[Instruction]:
     """Assemble the filter for `os.uname().machine`; `OSError` for an architecture without a table.
 
     `own_pid` is for kernels whose Landlock does not scope signals: the process may then signal
@@ -240,7 +242,7 @@ def program(machine: str, own_pid: int | None = None, device: str = "cpu") -> li
         Instruction(_AT_LEAST, 0, 1, _X32_BIT),
         *_answer(REFUSE),
     ]
-    for name, body in _bodies(own_pid, device).items():
+    for name, body in _bodies(own_pid).items():
         number = NUMBERS[name][column]
         if number is not None:
             filtered += [Instruction(_EQUAL, 0, len(body), number), *body]
@@ -251,9 +253,9 @@ class _SockFprog(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
 
 
-def install(own_pid: int | None = None, device: str = "cpu") -> None:
+def install(own_pid: int | None = None) -> None:
     """Put this process and its future children under the filter, for good; needs no_new_privs."""
-    instructions = program(os.uname().machine, own_pid, device)
+    instructions = program(os.uname().machine, own_pid)
     packed = b"".join(struct.pack("=HBBI", *instruction) for instruction in instructions)
     mode_filter = 2
     libc.prctl(libc.PR_SET_SECCOMP, mode_filter, ctypes.byref(_SockFprog(len(instructions), packed)))

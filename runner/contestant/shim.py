@@ -24,7 +24,7 @@ from torch import nn
 
 from runner import channel, cuda_ipc, models
 from runner.channel import Call, Fault, Frame, Kind, Page
-from runner.contestant import libc, sandbox, switches, trace, witness
+from runner.contestant import sandbox, switches, trace, witness
 from runner.contestant.asides import ASIDES, Timer, measure
 from runner.contestant.build import (
     TORCH_DTYPES,
@@ -363,7 +363,6 @@ def main(
     os.close(page_fd)
     kind = device_name.partition(":")[0]
     isolation = sandbox.enter(scratch, device=kind) if confined else sandbox.unconfined(scratch)
-    libc.die_with_parent()
     torch.set_num_threads(1)
     told = [isolation.level, isolation.layers, [text[:40] for text in isolation.missing]]
     channel.send(sock, Frame(Kind.HELLO, text=json.dumps(told)))

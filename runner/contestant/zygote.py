@@ -127,22 +127,24 @@ class Zygote:
     def _kill(self, identity: int) -> None:
         for child in self.children.values():
             if child.identity == identity:
-                _kill_session(child.pid)
+                _kill_family(child.pid)
 
     def _reap(self) -> None:
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                dead = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
                 return
-            if pid == 0:
+            if dead is None:
                 return
+            pid = dead.si_pid
             child = self.children.pop(pid, None)
-            if child is None:  # an orphan of a contestant that came to us, and so do its own children
-                _bury_orphans(keep=set(self.children))
-                continue
-            _kill_session(pid)
+            if child is not None:
+                _kill_family(pid)  # until it is reaped its number, and its group's, is nobody else's
+            _, status = os.waitpid(pid, 0)
             _bury_orphans(keep=set(self.children))
+            if child is None:  # an orphan of a contestant that came to us, and so do its own children
+                continue
             with contextlib.suppress(KeyError):
                 self._drain(child)
                 self.selector.unregister(child.log)
@@ -164,7 +166,8 @@ class Zygote:
             self.control.send(json.dumps(message).encode())
 
 
-def _kill_session(leader: int) -> None:
+def _kill_family(leader: int) -> None:
+    """Kill a contestant and its descendants, none of which can leave its group, nor fork meanwhile."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(leader, signal.SIGKILL)
     with contextlib.suppress(ProcessLookupError):

@@ -85,7 +85,6 @@ class Contestant:
         self._seq = 0
         self._armed = False
         self._paused = False
-        self._strays: list[int] = []
         try:
             hello = self._expect(Kind.HELLO, "start", 30.0)
         except BaseException:
@@ -143,22 +142,13 @@ class Contestant:
         """Stop the process with its family until it is asked again: it cannot disturb what others do."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGSTOP)
-        if not self._paused:
-            self._strays = footprint.strays_of(self.pid)
-            self._signal_strays(signal.SIGSTOP)
         self._paused = True
 
     def _resume(self) -> None:
         if self._paused:
-            self._signal_strays(signal.SIGCONT)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGCONT)
             self._paused = False
-
-    def _signal_strays(self, number: signal.Signals) -> None:
-        for stray in self._strays:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(stray, number)
 
     def ring(self, kind: Call, calls: int = 1, seat: int = 0, offset_bytes: int = 0, gate: int = 0) -> None:
         """Ring GO."""
@@ -395,10 +385,15 @@ class Contestant:
 
     def close(self) -> None:
         """Kill the process with all it has started, and remove its scratch folder."""
-        if not self.is_orphan:  # those die with their server
+        buried = False
+        if not self.is_orphan:
             self.zygotes.kill(self.identity)
             with contextlib.suppress(RuntimeError, TimeoutError):
                 self.zygotes.exit_of(self.identity)
+                buried = True
+        if not buried:  # it has died with its fork server, and what it had started has not
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
         self.unmap()
         self.sock.close()
         clear(self.scratch)

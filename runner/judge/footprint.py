@@ -134,15 +134,6 @@ def family_of(pid: int) -> list[int]:
     return found[: MOST_PROCESSES + 1]
 
 
-def strays_of(pid: int) -> list[int]:
-    """Return the descendants of the leader of a process group that have left the group."""
-    strays = []
-    for member in family_of(pid)[1:]:
-        with contextlib.suppress(ProcessLookupError):
-            strays += [] if os.getpgid(member) == pid else [member]
-    return strays
-
-
 def resident_bytes(pid: int) -> int:
     """Return the bytes of a process's pages; all its threads have the same, but a leader that has left."""
     for place in (Path(f"/proc/{pid}"), *_tasks(pid)):

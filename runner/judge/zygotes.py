@@ -109,7 +109,7 @@ class Zygotes:
         return tuple(said.text.split(", ")[: said.args[0]])
 
     def kill(self, identity: int) -> None:
-        """Kill a contestant with its session."""
+        """Kill a contestant with its process group."""
         if self._control is not None and identity not in self._exits:
             with contextlib.suppress(OSError):
                 self._control.send(json.dumps({"kill": identity}).encode())
