@@ -139,7 +139,9 @@ def _model_is_module(tree: ast.Module) -> Iterator[Finding]:
     aliases = imported_names(tree)
     for model in _models(tree):
         if not any(dotted_name(base, aliases) in MODULE for base in model.bases):
-            yield Finding(model.lineno, "is-module", ERROR, "ModelNew is not derived from torch.nn.Module")
+            yield Finding(
+                model.lineno, "is-module", ERROR, "ModelNew is not derived from torch.nn.Module itself"
+            )
 
 
 def _calls_kernels(tree: ast.Module) -> Iterator[Finding]:

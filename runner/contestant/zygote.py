@@ -224,8 +224,11 @@ def _become_contestant(device: str, scratch: Path, fds: list[int], log: int, pro
 
 def _preload(device: str) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
-    if device == "cpu":
-        os.environ["TRITON_INTERPRET"] = "1"
+    for name in ("TRITON_INTERPRET", "TORCHDYNAMO_DISABLE"):
+        if device == "cpu":
+            os.environ[name] = "1"  # torch.compile would trace Triton's interpreter, and fails
+        else:
+            os.environ.pop(name, None)
     importlib.import_module("torch")
     importlib.import_module("triton")
     importlib.import_module("runner.contestant.shim")

@@ -232,6 +232,8 @@ class Bench:
             if gated:
                 start = time.perf_counter_ns()
                 self.gate_words[0] = word
+        if not issued and not gated:
+            raise contestant.late("call", self._deadline_s(kind))
         claim_ns = contestant.wait("call", self._deadline_s(kind))
         moved = self._look(variant, contestant, calls) if kind != Call.NULL else self._glance(variant)
         fence = self.fence

@@ -176,10 +176,14 @@ class Contestant:
         if not self.cuda:
             self._expect(Kind.DONE, stage, deadline_s)
         elif not self._spin(_DONE, stage, deadline_s):
-            raise self._foul(Status.TIMEOUT, stage, f"no answer within {deadline_s:g} s")
+            raise self.late(stage, deadline_s)
         if self.page.words[_DONE] != self._seq:
             raise Foul(Status.MISSING, stage, "an answer to a call that was not asked")
         return int(self.page.words[5])
+
+    def late(self, stage: str, deadline_s: float) -> Foul:
+        """Return what to raise when a deadline has passed."""
+        return self._foul(Status.TIMEOUT, stage, f"no answer within {deadline_s:g} s")
 
     def wait_issued(self, stage: str, deadline_s: float, *, watch: bool) -> bool:
         """Wait until a CUDA contestant has launched what was asked for; False at the deadline.
@@ -270,7 +274,7 @@ class Contestant:
         for frame in self._frames(stage, end):
             if frame.kind == kind:
                 return frame
-        raise self._foul(Status.TIMEOUT, stage, f"no answer within {deadline_s:g} s")
+        raise self.late(stage, deadline_s)
 
     def _take_frames(self, stage: str) -> None:
         """Handle what has arrived, without waiting."""
