@@ -41,6 +41,10 @@ AS_SHIPPED = "eager"
 WIDE = "wide"
 #: Flags one with a baseline that did not go through the rounds.
 IN_PILOT = "best_in_pilot"
+#: Flags times by the judge's clock.
+CLAIM_MISMATCH = "claim_mismatch"
+#: What depends on which comparison is shown.
+_OF_A_COMPARISON = frozenset({WIDE, IN_PILOT, CLAIM_MISMATCH, "autocorrelated", "bimodal"})
 
 CLAIM, JUDGE = "claim", "judge"
 #: A bound may exceed a claim by this share, and by this much of a window, for an honest kernel.
@@ -63,9 +67,9 @@ FASTER_SHARE, FASTER_SHARE_BY_JUDGE, SLOWER_SHARE = 0.05, 0.15, 0.25
 class Diagnostics:
     """Doubts about an interval. `mad` and `hodges_lehmann` are in log ratios, as the median is.
 
-    Flags: `autocorrelated` when neighbouring rounds resemble each other (the interval is then the wider one
-    of `compare`), `bimodal` when the Hodges-Lehmann estimate lies farther from the median than half the
-    half-width.
+    Flags: `autocorrelated` when neighbouring rounds resemble each other (the interval is then that of
+    blocks, where that is wider), `bimodal` when the Hodges-Lehmann estimate lies farther from the median
+    than half the half-width.
     """
 
     mad: float
@@ -91,9 +95,10 @@ def compare(
 
 
 def _comparison(
-    baseline: str, centre: float, interval: tuple[float, float], rounds: int, target: float
+    baseline: str, centre: float, interval: tuple[float, float], rounds: int, target: float, loss: float = 0.0
 ) -> Comparison:
-    low, high = min(interval[0], centre - RESOLUTION), max(interval[1], centre + RESOLUTION)
+    low = min(interval[0], centre - RESOLUTION) - loss
+    high = max(interval[1], centre + RESOLUTION) + loss
     verdict = _verdict(low, high, target) if rounds >= MIN_ROUNDS else Verdict.UNRESOLVED
     return Comparison(baseline, math.exp(centre), math.exp(low), math.exp(high), verdict, rounds)
 
@@ -109,16 +114,32 @@ def _verdict(low: float, high: float, target: float) -> Verdict:
 def comparison(timed: Timed, baseline: str) -> Comparison:
     """Compare the solution with a baseline that went through all the rounds.
 
-    Of one process this is `compare`. Of several it is the median of the processes' own medians, and the
-    interval is Student's t over them: what differs from process to process is then part of it. Raises
-    KeyError where there are no such samples, and ValueError as `compare` does.
+    Of one process this is `compare`. Of several it is the mean of the processes' own medians, and the
+    interval is Student's t over them: what differs from process to process is then part of it. Where the
+    judge's clock decides, the interval is wider by what a window may lose. Raises KeyError where there are no
+    such samples, and ValueError as `compare` does.
     """
-    pairs = _pairs(timed, baseline)
-    if len(pairs) == 1:
-        return compare(*pairs[0], baseline)
     medians = np.array(ratios_of_processes(timed, baseline))
+    pairs = _pairs(timed, baseline)
     rounds = sum(len(mine) for mine, _ in pairs)
-    return _comparison(baseline, median(medians), _over_processes(medians), rounds, TARGET)
+    centre = float(medians.mean())
+    interval = _interval(_log_ratios(*pairs[0])) if len(pairs) == 1 else _over_medians(medians)
+    return _comparison(baseline, centre, interval, rounds, TARGET, _loss(timed, "solution", baseline))
+
+
+def _loss(timed: Timed, *variants: str) -> float:
+    """Return how far, in log ratio, what windows lose can move times or ratios by the judge's clock.
+
+    Events hold no such loss. It pulls a ratio towards 1, the more the shorter a window is, and no round
+    differs by it, so no interval over rounds shows it.
+    """
+    if timed.clock != JUDGE:
+        return 0.0
+    windows_us = [s.calls * median(s.times_us) for s in timed.samples if s.variant in variants]
+    share = min(
+        MOST_LOSS_US / min(windows_us), 0.9
+    )  # what may be nothing but loss is told within a factor of 10
+    return -math.log1p(-share)
 
 
 def against_best(timed: Timed) -> Comparison:
@@ -152,19 +173,13 @@ def _dropped_though_faster(timed: Timed, best: str) -> list[Samples]:
 def _unpaired(timed: Timed, baseline: Samples) -> Comparison:
     """Compare with samples of other rounds: an interval from the ends of both sides' intervals.
 
-    All of six rounds, a pilot's, hold the median of many with 97 %.
+    All of six rounds, a pilot's, hold the median of many with 97 %; they are too few for a verdict.
     """
     low_us, high_us = interval_us(timed, "solution")
     centre = math.log(median(baseline.times_us) / median(times_us(timed, "solution")))
-    low, high = math.log(min(baseline.times_us) / high_us), math.log(max(baseline.times_us) / low_us)
-    return Comparison(
-        baseline.variant,
-        math.exp(centre),
-        math.exp(low),
-        math.exp(high),
-        _verdict(low, high, TARGET),
-        len(baseline.times_us),
-    )
+    interval = math.log(min(baseline.times_us) / high_us), math.log(max(baseline.times_us) / low_us)
+    loss = _loss(timed, baseline.variant)
+    return _comparison(baseline.variant, centre, interval, len(baseline.times_us), TARGET, loss)
 
 
 def ratios_of_processes(timed: Timed, baseline: str) -> list[float]:
@@ -189,7 +204,8 @@ def times_us(timed: Timed, variant: str) -> list[float]:
 def interval_us(timed: Timed, variant: str) -> tuple[float, float]:
     """Return the interval of a variant's own time, of about 95 %, over rounds or processes as `comparison`'s.
 
-    Raises KeyError where there are no such samples.
+    By the judge's clock its lower end leaves room for what a window may lose. Raises KeyError where there
+    are no such samples.
     """
     series = [s.times_us for s in timed.samples if s.variant == variant and not s.config.get("pilot")]
     if not series:
@@ -198,8 +214,8 @@ def interval_us(timed: Timed, variant: str) -> tuple[float, float]:
     if len(logarithms) == 1:
         low, high = _interval(logarithms[0])
     else:
-        low, high = _over_processes(np.array([median(one) for one in logarithms]))
-    return math.exp(low), math.exp(high)
+        low, high = _over_medians(np.array([median(one) for one in logarithms]))
+    return math.exp(low - _loss(timed, variant)), math.exp(high)
 
 
 def half_width(candidate_us: Sequence[float], baseline_us: Sequence[float]) -> float:
@@ -214,20 +230,26 @@ def is_wide(found: Comparison, target: float) -> bool:
 
 
 def flags_of(record: Record) -> tuple[str, ...]:
-    """Return a record's flags, with those of its comparison where it is older than they are."""
+    """Return a record's flags, those of its comparison as its samples have them now."""
     if record.timed is None:
         return record.flags
     try:
-        return tuple(dict.fromkeys([*record.flags, *flags_of_comparison(record.timed)]))
+        found = flags_of_comparison(record.timed, against_best(record.timed))
     except (KeyError, ValueError):  # without pairs there is no interval
         return record.flags
+    return (*(flag for flag in record.flags if flag not in _OF_A_COMPARISON), *found)
 
 
-def flags_of_comparison(timed: Timed) -> list[str]:
-    """Return what a reader must know of the best comparison. Raises as `comparison` does."""
-    best = against_best(timed)
-    in_pilot = all(s.config.get("pilot") for s in timed.samples if s.variant == best.baseline)
-    return [*([WIDE] if is_wide(best, timed.target) else []), *([IN_PILOT] if in_pilot else [])]
+def flags_of_comparison(timed: Timed, found: Comparison) -> list[str]:
+    """Return what a reader must know of a comparison; of rounds that were not paired, of the headline's."""
+    in_pilot = all(s.config.get("pilot") for s in timed.samples if s.variant == found.baseline)
+    pairs = _pairs(timed, timed.headline if in_pilot else found.baseline)
+    return [
+        *diagnose(*pairs[0]).flags,
+        *([WIDE] if is_wide(found, timed.target) else []),
+        *([IN_PILOT] if in_pilot else []),
+        *([CLAIM_MISMATCH] if timed.clock == JUDGE else []),
+    ]
 
 
 def is_look(rounds: int) -> bool:
@@ -429,23 +451,15 @@ def _interval(ratios: Ratios) -> tuple[float, float]:
     rank = math.floor((count - 1) / 2 - 0.98 * math.sqrt(count))
     low, high = float(ordered[rank]), float(ordered[count - 1 - rank])
     if count >= FIRST_LOOK and autocorrelation(ratios) > CORRELATED:
-        block_low, block_high = _block_interval(ratios)
+        blocks = ratios[: count // BLOCK_ROUNDS * BLOCK_ROUNDS].reshape(-1, BLOCK_ROUNDS)
+        block_low, block_high = _over_medians(np.median(blocks, axis=1))
         low, high = min(low, block_low), max(high, block_high)
     return low, high
 
 
-def _over_processes(medians: Ratios) -> tuple[float, float]:
-    """Return the 95 % t interval of processes, around the median of their medians."""
+def _over_medians(medians: Ratios) -> tuple[float, float]:
+    """Return the 95 % t interval of the medians of processes, or of successive blocks."""
     reach = t_quantile(len(medians) - 1) * float(medians.std(ddof=1)) / math.sqrt(len(medians))
-    centre = median(medians)
-    return centre - reach, centre + reach
-
-
-def _block_interval(ratios: Ratios) -> tuple[float, float]:
-    """Return the 95 % t interval of the medians of successive blocks."""
-    blocks = len(ratios) // BLOCK_ROUNDS
-    medians = np.median(ratios[: blocks * BLOCK_ROUNDS].reshape(blocks, BLOCK_ROUNDS), axis=1)
-    reach = t_quantile(blocks - 1) * float(medians.std(ddof=1)) / math.sqrt(blocks)
     centre = float(medians.mean())
     return centre - reach, centre + reach
 

@@ -129,9 +129,12 @@ def row(duel: Duel) -> dict[str, Any]:
     if duel.timed is None:
         return facts | {"status": "PASS", "reason": "both are right; nothing is timed here"}
     found = analyse.comparison(duel.timed, RIVAL)
+    flags = [*duel.flags, *analyse.flags_of_comparison(duel.timed, found)]
+    if any(one.issue_us > analyse.median(one.times_us) for one in duel.timed.samples):
+        flags.append("launch_bound")
     return facts | {
         "status": "PASS",
-        "flags": [*duel.flags, *([analyse.WIDE] if analyse.is_wide(found, duel.timed.target) else [])],
+        "flags": flags,
         "time_us": analyse.median(analyse.times_us(duel.timed, "solution")),
         "other_us": analyse.median(analyse.times_us(duel.timed, RIVAL)),
         "ratio": found.speedup,

@@ -15,12 +15,20 @@ FLAGS = {
         "it waits for the device, so nothing stood behind the gate: launching is in all times of the cell"
     ),
     "launch_bound": "the host takes longer to issue a call than the device to run it: kept apart from means",
-    "wide": "the interval is wider than the run asked for: the most rounds, or the most time, came first",
+    "wide": (
+        "the interval is wider than the run asked for: the most rounds or the most time came first, or the"
+        " judge's clock decided"
+    ),
     "best_in_pilot": "the best baseline was dropped by the pilot: the speed-up is over its few rounds there",
-    "autocorrelated": "neighbouring rounds resemble each other: the interval is taken over blocks of six",
+    "autocorrelated": (
+        "neighbouring rounds resemble each other: the interval is that of blocks of six, where that is wider"
+    ),
     "bimodal": "the ratios have more than one mode, or drift: their median is not their centre",
     "unsettled": "the first rounds had not come to rest when the measurement began",
-    "claim_mismatch": "the contestant's events are not borne out by the judge's clock, which decides instead",
+    "claim_mismatch": (
+        "the contestant's events are not borne out by the judge's clock, which decides instead: the interval"
+        " allows for what a window may lose"
+    ),
     "over_10x": "more than 10 times the best baseline, beyond the noise: worth a second look",
     "near_floor": "within 15 % of the time in which its bytes can be moved",
     "above_bound": (

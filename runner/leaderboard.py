@@ -136,9 +136,10 @@ def read(results: Path, root: Path = load.ROOT) -> tuple[list[Board], list[str]]
 def geometric_mean(speedups: Iterable[Comparison]) -> Mean:
     """Average the speed-ups of at least one cell.
 
-    The interval is Student's t over their logarithms: how far the mean would move on other shapes like
-    these, which is more than the noise of single times. Resampling the cells would need a random generator
-    to say the same, and is too narrow for a sweep of seven.
+    The interval is Student's t over their logarithms: how far the mean would move on other shapes drawn as
+    these were, each on its own, which is more than the noise of single times. It is too narrow for cells
+    that resemble each other, as those around one edge of a wave do. Resampling the cells would need a random
+    generator to say the same, and is too narrow for a sweep of seven.
     """
     cells = list(speedups)
     logs = [math.log(one.speedup) for one in cells]
@@ -153,20 +154,16 @@ def geometric_mean(speedups: Iterable[Comparison]) -> Mean:
 
 
 def rank(entries: Iterable[Entry]) -> tuple[tuple[int | None, Entry], ...]:
-    """Order entries by their mean; a rank is lost only by being slower beyond that interval.
+    """Order entries: a rank is one more than how many are faster beyond the interval on common cells.
 
-    Means of two entries may be over different cells, because different ones are launch-bound. So the first
-    of a rank and the next entry are compared cell by cell where both have one.
+    Means of two entries may be over different cells, because different ones are launch-bound. So each two
+    are compared cell by cell where both have one; means order those of one rank alone.
     """
     entries = list(entries)
     fit = [entry for entry in entries if not entry.unranked]
     unfit = [entry for entry in entries if entry.unranked]
-    ranked: list[tuple[int | None, Entry]] = []
-    place, first = 0, None
-    for position, entry in enumerate(sorted(fit, key=_speedup, reverse=True), start=1):
-        if first is None or _is_faster(first, entry):
-            place, first = position, entry
-        ranked.append((place, entry))
+    ranked = [(1 + sum(_is_faster(other, entry) for other in fit), entry) for entry in fit]
+    ranked.sort(key=lambda one: (one[0], -_speedup(one[1])))
     unfit.sort(key=lambda one: (bool(one.stale), one.solution, one.date))
     return (*ranked, *((None, entry) for entry in unfit))
 
@@ -176,6 +173,7 @@ def _speedup(entry: Entry) -> float:
 
 
 def _is_faster(first: Entry, other: Entry) -> bool:
+    """Tell whether one entry is faster than another beyond doubt; nobody is faster than himself."""
     common = first.compared.keys() & other.compared.keys()
     ratios = [_ratio(first.compared[cell], other.compared[cell]) for cell in sorted(common)]
     return bool(ratios) and geometric_mean(ratios).low > 1

@@ -277,12 +277,17 @@ def _encode(record: Record) -> str:
 
 
 def _rounded(value: Any, name: str = "") -> Any:
-    """Round every float under a name that ends in `_us` to 0.01."""
+    """Round every float under a name that ends in `_us` to 0.01, or to 0.001 below 10.
+
+    A time of 3 us to 0.01 would be off by more than an interval may be narrow.
+    """
     if isinstance(value, dict):
         return {key: _rounded(item, str(key)) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_rounded(item, name) for item in value]
-    return round(value, 2) if isinstance(value, float) and name.endswith("_us") else value
+    if isinstance(value, float) and name.endswith("_us"):
+        return round(value, 3 if abs(value) < 10 else 2)
+    return value
 
 
 def _flagged(record: Record, flag: str, **changes: Any) -> Record:

@@ -109,19 +109,14 @@ def _weigh(made: Record, problem: load.Problem, checked: Checked, timed: Timed, 
     mine, *others = [s for s in timed.samples if not s.config.get("pilot") and s.process == 0]
     comparisons = tuple(analyse.comparison(timed, s.variant) for s in others)
     best = analyse.against_best(timed)
-    paired = {s.variant: s for s in others}
-    beside = paired.get(best.baseline, paired[timed.headline])
     times_us = analyse.times_us(timed, mine.variant)
     time_us = analyse.median(times_us)
     disturbed = [f"{NOT_RANKED}: {name}" for name in made.environment.get("disturbances", [])]
     if made.environment.get("other_processes") and "other_processes" not in made.flags:
         disturbed.append("other_processes")
-    flags = [*made.flags, *disturbed, *analyse.diagnose(mine.times_us, beside.times_us).flags]
+    flags = [*made.flags, *disturbed, *analyse.flags_of_comparison(timed, best)]
     if mine.issue_us > time_us:
         flags.append("launch_bound")
-    if timed.clock == analyse.JUDGE:
-        flags.append("claim_mismatch")
-    flags += analyse.flags_of_comparison(timed)
     if best.low > SUSPICIOUS_SPEEDUP:
         flags.append("over_10x")
     made = dataclasses.replace(made, comparisons=comparisons, flags=tuple(flags))

@@ -14,10 +14,15 @@ from runner.schema import NOT_RANKED
 
 ROOT = Path(__file__).parents[1]
 #: What makes flags; `arithmetic` and `analyse` have names for some.
-MAKERS = ("judge/referee.py", "judge/timing.py", "weigh.py", "analyse.py", "record.py")
+MAKERS = ("judge/referee.py", "judge/timing.py", "weigh.py", "analyse.py", "compare.py", "record.py")
 #: These stand behind a colon, `syncs` in front of one too.
 SECOND = {"arithmetic_mismatch", "batch_gain"}
-NAMED = {"NOT_RANKED": NOT_RANKED, "WIDE": analyse.WIDE, "IN_PILOT": analyse.IN_PILOT}
+NAMED = {
+    "NOT_RANKED": NOT_RANKED,
+    "WIDE": analyse.WIDE,
+    "IN_PILOT": analyse.IN_PILOT,
+    "CLAIM_MISMATCH": analyse.CLAIM_MISMATCH,
+}
 
 
 def _text(node: ast.expr) -> list[str]:

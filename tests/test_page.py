@@ -141,7 +141,7 @@ def made(root: Path, solution: str, place: str, speedup: float, **changes: Any) 
         status=status,
         failed=None if passed else Failed(status, "check", "differs"),
         checked=Checked((), True, 1, ()) if passed else None,
-        timed=Timed(tuple(samples), baseline, ROUNDS, 0, ROUNDS, 1.0) if passed else None,
+        timed=Timed(tuple(samples), baseline, ROUNDS, 0, ROUNDS, 1.0, "claim") if passed else None,
         comparisons=(),
         roofline={"share_of_bound": speedup / 10, "flops": size * 10**6, "min_bytes": 10**5},
         waves=(grid_of(size),),

@@ -273,9 +273,10 @@ def test_unknown_fields_are_ignored() -> None:
     assert rec.from_line(json.dumps(fields)) == passed()
 
 
-def test_times_are_kept_to_a_hundredth_and_other_numbers_exactly() -> None:
-    record = passed(roofline={"bound_us": 1.23456, "share_of_bound": 0.123456789})
-    assert rec.from_line(rec.to_line(record)).roofline == {"bound_us": 1.23, "share_of_bound": 0.123456789}
+def test_times_are_kept_to_a_fraction_of_what_an_interval_shows_and_other_numbers_exactly() -> None:
+    facts = {"bound_us": 1.23456, "floor_us": 12.3456, "share_of_bound": 0.123456789}
+    kept = {**facts, "bound_us": 1.235, "floor_us": 12.35}
+    assert rec.from_line(rec.to_line(passed(roofline=facts))).roofline == kept
 
 
 @pytest.mark.parametrize("record", [passed(status=Status.WRONG), failed(Status.WRONG, flags=(object(),))])

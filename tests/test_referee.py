@@ -269,7 +269,7 @@ def test_a_duel_of_several_processes_has_new_ones_in_each(
         pids.append({contestant.pid for contestant, _ in bench.seats.values()})
         times_us = {measure.SOLUTION: 100.0, **dict.fromkeys(variants, others_us[len(pids) - 1])}
         samples = (Samples(v, 1, (us,) * 24, (), 0.0, 0.0, 1.0, "cold") for v, us in times_us.items())
-        return Timed(tuple(samples), measure.RIVAL, 24, 0, 0, 1.0)
+        return Timed(tuple(samples), measure.RIVAL, 24, 0, 0, 1.0, "claim")
 
     monkeypatch.setattr(measure, "measure", measured)
     pair = tuple(load.find_solution(name, "convtranspose2d") for name in ("gather_gemm", "phase_gemm"))

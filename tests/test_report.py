@@ -70,7 +70,7 @@ def timed(times_us: dict[str, float] | None = None, headline: str = "cudnn", rou
         )
         for variant, time_us in (times_us or {"solution": 100.0, "cudnn": 183.0, "eager": 250.0}).items()
     )
-    return Timed(samples, headline, rounds, 0, 5, 9.0)
+    return Timed(samples, headline, rounds, 0, 5, 9.0, "claim")
 
 
 def record(**changes: object) -> Record:
@@ -319,8 +319,8 @@ def test_csv_has_a_header_and_an_empty_field_where_nothing_is() -> None:
     assert [one["status"] for one in rows] == ["PASS", "WRONG", "PASS"]
     assert float(rows[0]["speedup"]) == pytest.approx(1.83)
     assert [rows[1]["speedup"], rows[2]["time_us"]] == ["", ""]
-    (one,) = csv.DictReader(io.StringIO(report.table([record(flags=("clock", "bimodal"))], "csv")))
-    assert (one["flags"], one["kernelbench_close"]) == ("clock;bimodal", "true")
+    (one,) = csv.DictReader(io.StringIO(report.table([record(flags=("clock", "unsettled"))], "csv")))
+    assert (one["flags"], one["kernelbench_close"]) == ("clock;unsettled", "true")
 
 
 def test_github_escapes_what_would_break_the_table() -> None:
@@ -387,7 +387,7 @@ def test_a_narrow_terminal_loses_flags_before_numbers_and_never_a_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cell = Cell("waves", "128x64@1w-under", {}, "fp32", "tf32")
-    flags = ("claim_mismatch", "samples_thinned", "autocorrelated")
+    flags = ("launches_dropped", "samples_thinned", "power_capped")
     one = record(cell=cell, flags=flags)
     whole = report.table([one])
     assert cells(whole, 0)[-1] == " ".join(flags)

@@ -208,7 +208,8 @@ def test_an_interrupted_run_says_one_line(number: signal.Signals, sweep: Sweep) 
     sweep.runner.require_nothing_left()
     said = sweep.runner.said("err").splitlines()
     assert said[-1] == "interrupted: what is recorded stays; run again to go on"
-    assert len(said) == len(sweep.runner.lines()) + 1
+    # the last record may have been written and not yet shown
+    assert len(sweep.runner.lines()) - (len(said) - 1) in {0, 1}
 
 
 def test_who_interrupts_a_call_need_not_wait_for_it(sweep: Sweep) -> None:

@@ -119,7 +119,7 @@ def plans(monkeypatch: pytest.MonkeyPatch, times_us: dict[tuple[str, str], float
         samples = (Samples(v, 1, (us,) * 24, (), 0.0, 0.0, 1.0, "cold") for v, us in taken.items())
         kernel = Kernel("wgrad_" + 80 * "x", "cudnn", 1, 1.0, (1, 1, 1), 128, 32, 0)
         kernels = {order[0]: (kernel,)}
-        return Ruling(None, timed=Timed(tuple(samples), "cudnn", 24, 0, 0, 1.0, kernels=kernels))
+        return Ruling(None, timed=Timed(tuple(samples), "cudnn", 24, 0, 0, 1.0, "claim", kernels=kernels))
 
     monkeypatch.setattr(tested.referee, "rule", rule)
     monkeypatch.setattr(tested.referee.company, "drop_trusted", lambda: fresh.append("process"))

@@ -85,7 +85,7 @@ def made(root: Path, name: str, time_us: float, **changes: Any) -> Record:
         "status": status,
         "failed": None if passed else Failed(status, "check", "differs"),
         "checked": Checked((), True, 1, ()) if passed else None,
-        "timed": Timed(samples, "cudnn", ROUNDS, 0, 0, 1.0) if passed else None,
+        "timed": Timed(samples, "cudnn", ROUNDS, 0, 0, 1.0, "claim") if passed else None,
         "comparisons": (),
         "roofline": {"flops": 1000 * size},
         "waves": ({"kernel": "k", **to_json(fill(size, SMS[card]))},),

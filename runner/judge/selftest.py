@@ -155,10 +155,11 @@ class Selftest:
             limit = EQUAL_SD if time_us >= SHORT_US else SHORT_SD
             worst = max(abs(math.log(one.speedup)) for one in found)
             called = sum(str(one.verdict) in ("FASTER", "SLOWER") for one in found)
+            inside = sum(one.low <= 1 <= one.high for one in found)
             wrong, total = wrong + called, total + len(found)
             calls = runs[0].samples[0].calls
             text = f"{time_us:.1f} us, {calls} calls a sample, {len(found)} repeats: SD {spread:.3%}, worst"
-            text += f" {worst:.3%}, {called} called unequal, clock {runs[0].clock}"
+            text += f" {worst:.3%}, {inside} intervals hold 1, {called} called unequal, clock {runs[0].clock}"
             yield Finding("equals", subject, text, spread <= limit)
             alone = self.duels(subject, solution, 4, single=True)
             for how, found_of in (("batched", runs), ("single", alone)):
