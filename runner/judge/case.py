@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 from runner import load
 from runner.channel import MAX_OUTPUTS
 from runner.judge.check import Tally, compare
-from runner.judge.inputs import SCALES, TORCH_DTYPES, draw_mixture, lay_out
+from runner.judge.inputs import SCALES, TORCH_DTYPES, Item, draw_mixture, lay_out
 from runner.judge.oracle import Oracle
 from runner.judge.reference import ProblemFault, Products, blamed, outputs_of, watched
 from runner.models import construct, settle
@@ -53,6 +54,8 @@ class Case:
         self.begin(entropy)
         specimens = self._specimens()
         self.inputs = lay_out([(f"input{i}", v) for i, v in enumerate(specimens)], self.dtype)
+        #: Labels, indices, masks: what of them a problem can take only its own `get_inputs` knows.
+        self._whole = [item for item in self.inputs.tensors if not item.dtype.is_floating_point]
         torch.manual_seed(_seed(entropy))
         with blamed("Model"):
             model = self.module.Model(*self.init)
@@ -62,8 +65,7 @@ class Case:
             raise ProblemFault(
                 "the problem's Model has complex parameters or buffers: keep two real ones instead"
             )
-        if problem.foreign:
-            _vary(model)
+        _vary(model)
         self.state = {
             name: v.to(device, self.dtype if v.is_floating_point() else v.dtype) for name, v in state.items()
         }
@@ -103,8 +105,11 @@ class Case:
 
         A stranger's strides may be those of the device's own kernels, which meta tensors do not know.
         """
-        outputs = None if self.problem.foreign else self._expected_on_meta(specimens)
-        outputs = outputs or self._expected_of_a_draw()
+        with Products() as products:  # type: ignore[no-untyped-call]
+            outputs = None if self.problem.foreign else self._expected_on_meta(specimens)
+            outputs = outputs or self._expected_of_a_draw()
+        if self.cell.arithmetic == "tf32" and not products.found:
+            self.oracle.arithmetic = "fp32"  # what multiplies no matrices has nothing to gain from TF32
         for index, one in enumerate(outputs):
             if one.is_complex() or one.is_sparse or one.dim() > MAX_DIMENSIONS:
                 form = f"a {one.layout} tensor of {one.dtype} with {one.dim()} dimensions"
@@ -130,14 +135,12 @@ class Case:
 
     def _expected_of_a_draw(self) -> list[torch.Tensor]:
         inputs = self._drawn()
-        with blamed("Model"), Products() as products:  # type: ignore[no-untyped-call]
+        with blamed("Model"):
             outputs = self.oracle.observed(inputs)
             if outputs is None:
                 outputs = [
                     y.to(self.dtype) if y.is_floating_point() else y for y in self.oracle.truth(inputs)
                 ]
-        if self.cell.arithmetic == "tf32" and not products.found:
-            self.oracle.arithmetic = "fp32"  # what multiplies no matrices has nothing to gain from TF32
         return [_like(y) for y in outputs]
 
     def _drawn(self) -> list[Any]:
@@ -168,11 +171,20 @@ class Case:
     def _reached(self) -> list[torch.Tensor] | None:
         if getattr(self.module, "BATCH_DIM", None) != 0:
             return None
-        one = [
-            torch.ones((1, *v.shape[1:]), dtype=v.dtype, device=self.device) if hasattr(v, "shape") else v
-            for v in self.inputs.views(torch.empty(self.inputs.size, dtype=torch.uint8, device="meta"))
-        ]
-        return self.oracle.reached(one)
+        return self.oracle.reached(self._samples(), self.generator)
+
+    def _samples(self) -> Iterator[list[Any]]:
+        """Yield one sample of the inputs after the other: positive numbers, whole ones as they are drawn."""
+        while True:
+            own = self._own() if self._whole else self.inputs.items
+            yield [self._sample(item, value) for item, value in zip(self.inputs.items, own, strict=True)]
+
+    def _sample(self, item: Any, value: Any) -> Any:
+        if not isinstance(item, Item):
+            return item
+        if not item.dtype.is_floating_point:
+            return value[:1]
+        return torch.rand((1, *item.shape[1:]), generator=self.generator, device=self.device)
 
     def begin(self, entropy: bytes) -> None:
         """Begin the draws for one solution; the same entropy gives the same values in the same order."""
@@ -200,31 +212,38 @@ class Case:
             samples = item.shape[0] if len(item.shape) > 1 else 1
             width = max(1, item.size // item.dtype.itemsize // max(samples, 1))
             if not item.dtype.is_floating_point:
-                size = (calls * samples, width)
-                drawn = torch.randint(2, size, generator=self.generator, device=self.device)
-            elif extreme is not None and self.cell.dtype != "fp16":
+                continue
+            if extreme is not None and self.cell.dtype != "fp16":
                 drawn = draw_mixture(calls * samples, width, item.dtype, self.generator, extreme, 1.0)
             else:
                 scales = SCALES[self.cell.dtype]
                 drawn = draw_mixture(calls * samples, width, item.dtype, self.generator, scales)
             place = slots[:, item.offset : item.offset + item.size].view(item.dtype)
             place.copy_(drawn.view(calls, -1))
+        for slot in range(calls if self._whole else 0):
+            for item, value in zip(self.inputs.items, self._own(), strict=True):
+                if item in self._whole:
+                    item.view(block, slot * self.inputs.size).copy_(value)
 
     def draw_own(self, block: torch.Tensor, slot: int = 0) -> None:
         """Fill one slot by the problem's own `get_inputs`, as KernelBench would."""
+        with blamed("get_inputs, drawn again,"):
+            for item, value in zip(self.inputs.items, self._own(), strict=True):
+                if isinstance(value, torch.Tensor):
+                    item.view(block, slot * self.inputs.size).copy_(value)
+
+    def _own(self) -> list[Any]:
+        """Draw by the problem's `get_inputs`, with a seed of its own each time."""
         seed = self._seeds.getrandbits(62)
         torch.manual_seed(seed)
         with torch.device(self.device):
             values = self._listed("get_inputs")
-        with blamed("get_inputs, drawn again,"):
-            for item, value in zip(self.inputs.items, values, strict=True):
-                if isinstance(value, torch.Tensor):
-                    item.view(block, slot * self.inputs.size).copy_(value)
         first = [v.flatten()[:_SAMPLE].tolist() for v in values if isinstance(v, torch.Tensor)]
         drawn = any(isinstance(v, torch.Tensor) and v.is_floating_point() for v in values)
         if torch.initial_seed() != seed or (drawn and first == self._last_drawn):
             raise ProblemFault("the problem's get_inputs gives the same inputs again: have it set no seed")
         self._last_drawn = first
+        return values
 
     def job(
         self, source: str, digest: str, name: str, entry: str, policies: tuple[str, ...]

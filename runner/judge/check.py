@@ -131,7 +131,8 @@ def _compare_part(
 ) -> None:
     """Hold some samples, or all, one answer of the oracle at a time: the largest leave room for few."""
     truths = [y.cpu() if truths_on_host else y for y in oracle.truth(inputs)]
-    held = [_Held(*of_one) for of_one in zip(outputs, truths, masks, strict=True)]
+    names = [f" of output {index}" if len(outputs) > 1 else "" for index in range(len(outputs))]
+    held = [_Held(*of_one) for of_one in zip(names, outputs, truths, masks, strict=True)]
     for one in held:
         tally.wrong = tally.wrong or one.misclassed()
     if tally.wrong:
@@ -182,8 +183,10 @@ class _Held:
     norm and its largest error per slice.
     """
 
-    def __init__(self, out: torch.Tensor, truth: torch.Tensor, reached: torch.Tensor | None) -> None:
-        self.out, self.truth, self.reached = out, truth, reached
+    def __init__(
+        self, name: str, out: torch.Tensor, truth: torch.Tensor, reached: torch.Tensor | None
+    ) -> None:
+        self.name, self.out, self.truth = name, out, truth
         self.is_floating = out.is_floating_point()
         slices = 1 if reached is None else len(out)
         self._out, self._truth = out.reshape(slices, -1), truth.reshape(slices, -1)
@@ -341,7 +344,8 @@ class _Held:
             at, index = divmod(at, extent)
             place.insert(0, index)
         out, truth = (float(y[tuple(place)]) for y in (self.out, self.truth))
-        return f"{out:.6g} instead of {truth:.6g} at {place}"
+        digits = 6 if f"{out:.6g}" != f"{truth:.6g}" else 17
+        return f"{out:.{digits}g} instead of {truth:.{digits}g} at {place}{self.name}"
 
 
 def _finite(error: torch.Tensor) -> torch.Tensor:

@@ -22,6 +22,8 @@ from runner.models import settle
 #: Relative operand errors that the classes with exact operands are granted.
 _FP32_OPERAND_ERROR = 8e-6
 _ACCUMULATION_ERROR = 2.0**-18
+#: So many draws that reach no output more have reached all.
+_STILL = 2
 
 
 class Oracle:
@@ -95,25 +97,28 @@ class Oracle:
         # in place: of the largest inputs there is no room for a copy at each step
         return noise.double().mul_(2.0).sub_(1.0).mul_(error).add_(1.0).mul_(value)
 
-    def reached(self, inputs: Sequence[Any]) -> list[torch.Tensor]:
+    def reached(self, draws: Iterator[Sequence[Any]], generator: torch.Generator) -> list[torch.Tensor]:
         """Which outputs depend on the inputs at all: the others are structurally constant.
 
-        With every parameter 1, an output that inputs of 1 and inputs of 0 leave the same is reached
-        by no tap. Exact for linear operators; elsewhere it can only put more into the main population.
+        What successive draws of positive inputs leave as it is, with positive parameters, is reached by no
+        tap: for linear operators after two of them, with probability 1. Others may hold an output in some
+        draws (a ReLU at 0), so they go on until `_STILL` draws running show nothing new.
         """
         model = self._perturbed
         kept = {name: value.clone() for name, value in model.state_dict().items()}
-        for value in model.state_dict().values():
-            value.fill_(1)
-        filled = [
-            [
-                _wide(x).fill_(level) if isinstance(x, torch.Tensor) and x.is_floating_point() else x
-                for x in inputs
-            ]
-            for level in (1.0, 0.0)
-        ]
+        with torch.no_grad():
+            for value in model.parameters():
+                if value.is_floating_point():
+                    value.uniform_(0.5, 1.5, generator=generator)
         with _float64():
-            masks = [a != b for a, b in zip(*(outputs_of(model, f) for f in filled), strict=True)]
+            first = outputs_of(model, [_wide(x) for x in next(draws)])
+            masks = [torch.zeros_like(y, dtype=torch.bool) for y in first]
+            still = 0
+            while still < _STILL and not all(bool(mask.all()) for mask in masks):
+                known = sum(int(mask.sum()) for mask in masks)
+                again = outputs_of(model, [_wide(x) for x in next(draws)])
+                masks = [mask | (y != x) for mask, y, x in zip(masks, again, first, strict=True)]
+                still = still + 1 if sum(int(mask.sum()) for mask in masks) == known else 0
         model.load_state_dict(kept)
         return masks
 
