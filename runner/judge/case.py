@@ -171,20 +171,22 @@ class Case:
     def _reached(self) -> list[torch.Tensor] | None:
         if getattr(self.module, "BATCH_DIM", None) != 0:
             return None
-        return self.oracle.reached(self._samples(), self.generator)
+        generator = torch.Generator(self.device).manual_seed(_seed(self.entropy))
+        return self.oracle.reached(self._samples(generator), generator)
 
-    def _samples(self) -> Iterator[list[Any]]:
+    def _samples(self, generator: torch.Generator) -> Iterator[list[Any]]:
         """Yield one sample of the inputs after the other: positive numbers, whole ones as they are drawn."""
-        while True:
-            own = self._own() if self._whole else self.inputs.items
-            yield [self._sample(item, value) for item, value in zip(self.inputs.items, own, strict=True)]
 
-    def _sample(self, item: Any, value: Any) -> Any:
-        if not isinstance(item, Item):
-            return item
-        if not item.dtype.is_floating_point:
-            return value[:1]
-        return torch.rand((1, *item.shape[1:]), generator=self.generator, device=self.device)
+        def sample(item: Any, own: Any) -> Any:
+            if not isinstance(item, Item):
+                return item
+            if not item.dtype.is_floating_point:
+                return own[:1]
+            return torch.rand((1, *item.shape[1:]), generator=generator, device=self.device)
+
+        while True:
+            drawn = self._own() if self._whole else self.inputs.items
+            yield list(map(sample, self.inputs.items, drawn))
 
     def begin(self, entropy: bytes) -> None:
         """Begin the draws for one solution; the same entropy gives the same values in the same order."""
