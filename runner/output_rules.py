@@ -19,7 +19,12 @@ from runner.tuning import LAUNCH_OPTIONS, UNREAD
 if TYPE_CHECKING:
     from runner.lint import Aliases
 
-IMPORTS = ("torch", "torch.nn", "triton", "triton.language")
+IMPORTS = {
+    "torch": "import torch",
+    "torch.nn": "import torch.nn as nn",
+    "triton": "import triton",
+    "triton.language": "import triton.language as tl",
+}
 KINDS = ("an import", "a kernel", "a wrapper", "ModelNew")
 MODULE = ("torch.nn.Module", "torch.nn.modules.Module", "torch.nn.modules.module.Module")
 
@@ -57,9 +62,9 @@ def _imports_all(tree: ast.Module) -> Iterator[Finding]:
     imported = set(imported_names(tree).values())
     # `import torch.nn` gives the name torch alone
     imported |= {one.name for node in ast.walk(tree) if isinstance(node, ast.Import) for one in node.names}
-    for module in IMPORTS:
+    for module, line in IMPORTS.items():
         if module not in imported:
-            yield Finding(1, "imports", ERROR, f"{module} is not imported")
+            yield Finding(1, "imports", ERROR, f"{module} is not imported by name: write `{line}`")
     if "triton.language" in imported and imported_names(tree).get("tl") != "triton.language":
         yield Finding(1, "imports", ERROR, "triton.language is not imported as tl")
 
