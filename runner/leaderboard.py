@@ -162,17 +162,24 @@ def rank(entries: Iterable[Entry]) -> tuple[tuple[int | None, Entry], ...]:
     entries = list(entries)
     fit = [entry for entry in entries if not entry.unranked]
     unfit = [entry for entry in entries if entry.unranked]
-    ranked = [(1 + sum(_is_faster(other, entry) for other in fit), entry) for entry in fit]
+    ranked = [(1 + sum(is_faster(other, entry) for other in fit), entry) for entry in fit]
     ranked.sort(key=lambda one: (one[0], -_speedup(one[1])))
-    unfit.sort(key=lambda one: (bool(one.stale), one.solution, one.date))
+    unfit.sort(key=_furthest_first)
     return (*ranked, *((None, entry) for entry in unfit))
+
+
+def _furthest_first(entry: Entry) -> tuple[bool, int, float, str, str]:
+    """Order what has no rank: by its cells, then by their mean; what is stale comes last."""
+    cells = entry.compared | entry.launch_bound
+    mean = geometric_mean(cells.values()).speedup if cells else 0.0
+    return bool(entry.stale), -len(cells), -mean, entry.solution, entry.date
 
 
 def _speedup(entry: Entry) -> float:
     return entry.mean.speedup if entry.mean else 0.0
 
 
-def _is_faster(first: Entry, other: Entry) -> bool:
+def is_faster(first: Entry, other: Entry) -> bool:
     """Tell whether one entry is faster than another beyond doubt; nobody is faster than himself."""
     common = first.compared.keys() & other.compared.keys()
     ratios = [_ratio(first.compared[cell], other.compared[cell]) for cell in sorted(common)]

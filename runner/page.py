@@ -17,7 +17,7 @@ from string import Template
 from typing import TYPE_CHECKING
 
 from runner import cards, files, flags, load, page_data, standings
-from runner.leaderboard import Board, Entry, geometric_mean
+from runner.leaderboard import Board, Entry, geometric_mean, is_faster
 from runner.lint import read_header
 from runner.page_html import Field, Line, details, difference, joined, safe, source, table
 from runner.report import ABSENT, figures
@@ -107,15 +107,19 @@ def _card(board: Board) -> str:
 
 
 def _leader(board: Board) -> str:
-    """Say who is first, or where nobody has a rank who has come furthest."""
+    """Say who is first, and who would be had it run everywhere; without a rank, who came furthest."""
     place, first = board.ranked[0]
-    if place:
-        return f"first: {first.solution}, {_mean(first)}"
-    covered = {e.solution: len(e.compared) + len(e.launch_bound) for _, e in board.ranked if not e.stale}
-    if not covered:
-        return "nobody is ranked"
-    furthest = max(covered, key=covered.__getitem__)
-    return f"unranked: {furthest}, {covered[furthest]} of {board.cells} cells"
+    if not place:
+        return "nobody is ranked" if first.stale else f"unranked: {_so_far(board, first)}"
+    faster = [e for rank, e in board.ranked if not rank and not e.stale and is_faster(e, first)]
+    ahead = "".join(f"; unranked and faster: {_so_far(board, one)}" for one in faster[:1])
+    return f"first: {first.solution}, {_mean(first)}{ahead}"
+
+
+def _so_far(board: Board, entry: Entry) -> str:
+    cells = entry.compared | entry.launch_bound
+    mean = f"{figures(geometric_mean(cells.values()).speedup)} on " if cells else ""
+    return f"{entry.solution}, {mean}{len(cells)} of {board.cells} cells"
 
 
 def _link(index: int, board: Board) -> str:
@@ -133,7 +137,7 @@ def _section(index: int, board: Board, data: Facts, sources: Sources) -> str:
         for (place, entry), row in zip(board.ranked, facts, strict=True)
         if (place, entry) in listed
     ]
-    caption = f"The best first; {board.cells} cells, {_card(board)}"
+    caption = f"Ranked ones first, then by cells; {board.cells} cells, {_card(board)}"
     heading = f'<h2 id="board-{index}">{safe(title)}</h2>'
     gaps = (_gaps(entry) for _, entry in board.ranked)
     body = [table(caption, lines, "solution", "rank"), _flags(board), *gaps]

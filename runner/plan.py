@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,9 +29,11 @@ TARGET_CARD = "rtx4090"
 DEFAULT_SWEEPS = {"cpu": ("smoke",), "cuda": ("kernelbench", "layers", "ragged", "waves")}
 #: Fresh processes of a ranked run.
 RANKED_PROCESSES = 5
-#: A dry run's estimate of a cell, in seconds: `smoke` of three problems took 0.5 to 1.3 on two cores,
-#: layers 5 on an H100. The largest of KernelBench take 20 there.
+#: An estimate of a cell, in seconds: `smoke` of three problems took 0.5 to 1.3 on two cores, layers 5 on
+#: an H100. The largest of KernelBench take 20 there.
 ESTIMATE_S = {"cpu": 1.0, "cuda": 5.0}
+#: What Triton's interpreter does in a second: three solutions took 4 to 13 s for 3.4 million operations.
+INTERPRETER_FLOPS = 1e6
 #: The interval at which rounds may end (`schema.TARGET`), and the seconds that they may take.
 USUAL_ROUNDS, QUICK_ROUNDS = (TARGET, 1.0), (0.03, 0.5)
 
@@ -144,6 +146,16 @@ def _resolve(
                 raise load.BadInput(f"shape '{text}': write --shapes once for each sweep or label")
             raise load.unknown("sweep or shape", text, {*sweeps, *labels})
         yield places[0], text, sweeps[places[0]][text]
+
+
+def estimate_s(problem: load.Problem, cells: Iterable[Cell], device: str) -> float:
+    """Estimate how many seconds a solution's cells take, by the problem's own count of operations."""
+    kind = device.partition(":")[0]
+    count = None if problem.foreign or kind != "cpu" else getattr(problem.outline, "flops", None)
+    return sum(
+        ESTIMATE_S[kind] + (count(problem.shape(cell.shape)) / INTERPRETER_FLOPS if count else 0.0)
+        for cell in cells
+    )
 
 
 def recorded(request: Request) -> set[tuple[str, str]]:

@@ -378,8 +378,12 @@ def test_the_overview_names_the_first_or_who_has_come_furthest(root: Path) -> No
 
     keep(root, *(made(root, who, "kernelbench/1", 2.0, card="h200") for who in ("quick", "slow")))
     keep(root, made(root, "slow", "layers/layer2", 2.0, card="h200"))
-    assert "unranked: slow, 2 of 8 cells" in overview()
+    assert "unranked: slow, 2.00 on 2 of 8 cells" in overview()
     assert any(one.startswith("first: quick, ") for one in overview())
+    first, *others = SIZES
+    keep(root, *(made(root, "slow", place, 9.0) for place in others))
+    keep(root, made(root, "slow", first, 9.0, status=Status.WRONG))
+    assert any("first: quick, " in one and "; unranked and faster: slow, " in one for one in overview())
     for name in ("quick", "slow"):
         (root / f"solutions/add/{name}.py").write_text(QUICK + "# edited\n")
     assert set(overview()) == {"nobody is ranked"}

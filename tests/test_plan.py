@@ -86,3 +86,13 @@ def test_a_wrong_answer_is_one_within_any_limit() -> None:
     found = cast("Record", SimpleNamespace(**{**vars(made(status=Status.WRONG)), "environment": {}}))
     request = plan.Request(PROBLEM, (), (), (), "cpu", Path("results"), limits=plan.limits(timeout_s=600.0))
     assert plan.suffices(request, found)
+
+
+def test_the_interpreter_is_slow_by_the_operation_and_a_gpu_is_not() -> None:
+    problem = load.find_problem("convtranspose2d")
+    small, large = (
+        plan.plan_cells(problem, (sweep,), ("fp32",), ("tf32",), "cpu", 128) for sweep in ("smoke", "81")
+    )
+    assert plan.estimate_s(problem, small, "cpu") < 2 * len(small)
+    assert plan.estimate_s(problem, large, "cpu") > 1000
+    assert plan.estimate_s(problem, large, "cuda:0") == plan.ESTIMATE_S["cuda"]

@@ -12,6 +12,8 @@ from runner.load import Solution
 from runner.plan import Request
 from runner.schema import Cell, Failed
 
+#: Whoever has to wait longer than this without a GPU is told.
+LONG_S = 120.0
 #: Rule of `lint` -> what to do where a text breaks it.
 _REMEDIES = {
     "syntax": f"it has to be Python {sys.version_info.major}.{sys.version_info.minor}",
@@ -28,6 +30,7 @@ def run(options: argparse.Namespace) -> int:
     if options.dry_run:
         return _dry_run(request)
     _tell_unheard(options, request)
+    _tell_slow(request)
     for solution in solutions:
         _tell_flaw(solution)
     with progress.shown(request.device) as watch:
@@ -56,6 +59,16 @@ def _tell_unheard(options: argparse.Namespace, request: Request) -> None:
         print(f"warning: nothing is timed on a CPU, {' and '.join(named)} changes nothing", file=sys.stderr)
 
 
+def _tell_slow(request: Request) -> None:
+    """Say what shapes of a GPU's size cost in the interpreter."""
+    if request.device == "cpu" and plan.estimate_s(request.problem, request.cells, "cpu") > LONG_S:
+        print(
+            "warning: shapes of this size take minutes in Triton's interpreter, and their calls may end at "
+            "--timeout: --shapes smoke is made for it",
+            file=sys.stderr,
+        )
+
+
 def _tell_flaw(solution: Solution) -> None:
     """Say once what will stand in every cell of a solution whose text cannot be run."""
     error = pipeline.flaw(solution)
@@ -74,7 +87,7 @@ def _dry_run(request: Request) -> int:
     todo = [job for job in jobs if (job.solution.name, job.cell.key) not in recorded]
     for job in todo:
         print(f"{job.solution.name}  {job.cell.sweep}/{job.cell.label}  {job.cell.arithmetic}")
-    seconds = len(todo) * plan.ESTIMATE_S[request.device.partition(":")[0]]
+    seconds = plan.estimate_s(request.problem, [job.cell for job in todo], request.device)
     print(
         f"{len(jobs)} cells on {request.device}: {len(jobs) - len(todo)} recorded by this protocol for these "
         f"files, {len(todo)} to run, about {seconds / 60:.1f} min"
@@ -87,6 +100,7 @@ def compare_two(options: argparse.Namespace) -> int:
     problem = load.find_problem(options.problem)
     mine, other = (load.find_solution(name, problem.name) for name in (options.solution, options.other))
     request = words.request_of(options, problem, [mine])
+    _tell_slow(request)
     if options.output is not None:
         jsonl.append(options.output, [])  # whoever cannot write should hear it before, not after
 
