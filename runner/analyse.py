@@ -136,9 +136,8 @@ def _loss(timed: Timed, *variants: str) -> float:
     if timed.clock != JUDGE:
         return 0.0
     windows_us = [s.calls * median(s.times_us) for s in timed.samples if s.variant in variants]
-    share = min(
-        MOST_LOSS_US / min(windows_us), 0.9
-    )  # what may be nothing but loss is told within a factor of 10
+    # what may be nothing but loss is told within a factor of 10
+    share = min(MOST_LOSS_US / min(windows_us), 0.9)
     return -math.log1p(-share)
 
 

@@ -117,15 +117,17 @@ class Board:
         return tuple((n, entry) for n, entry in self.ranked if not (entry.stale and entry.solution in known))
 
 
-def read(results: Path, root: Path = load.ROOT) -> tuple[list[Board], list[str]]:
-    """Rank what `results` holds of GPUs against the files under `root`.
+def read(
+    results: Path, root: Path = load.ROOT, *, card: str | None = None, problem: str | None = None
+) -> tuple[list[Board], list[str]]:
+    """Rank what `results` holds of GPUs, or of one card or problem, against the files under `root`.
 
     Returns boards by card, problem, protocol (the newest first) and arithmetic, and a line for each line
     that is no record.
     """
     records: list[Record] = []
     problems: list[str] = []
-    for path in record.files(results):
+    for path in record.files(results, f"{card or '*'}/{problem or '*'}/*.jsonl"):
         found, complaints = record.read(path)
         records += [_held_to_isolation(one) for one in found if one.card != "cpu"]
         problems += complaints

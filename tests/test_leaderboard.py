@@ -646,3 +646,10 @@ def test_by_sweep_means_are_of_all_cells_and_families_of_the_best(root: Path) ->
 def test_stale_entries_have_no_means_by_sweep(root: Path) -> None:
     found = board(root, [made(root, "quick", PLACES[0], protocol=PROTOCOL - 1)])
     assert summary.tables([found]) == {}
+
+
+def test_a_board_is_the_same_alone_and_among_all(root: Path) -> None:
+    among = boards(root, [made(root, "quick", PLACES[0]), made(root, "quick", PLACES[0], card="h200")])
+    alone, _ = leaderboard.read(root / "results", root, card="h200", problem="add")
+    assert alone == [board for board in among if board.card == "h200"]
+    assert len(among) == 2

@@ -33,6 +33,17 @@ def _require_folder(results: Path) -> None:
         raise BadInput(f"--results '{results}' {what}: name a folder that runs have written to")
 
 
+def _require_named(results: Path, card: str | None, problem: str | None) -> None:
+    """Raise BadInput for a card or a problem of which there is no file, before all of them are read."""
+    places = [path.parts[-3:-1] for path in record.files(results)]
+    for kind, name, known in (
+        ("card", card, {c for c, _ in places}),
+        ("problem", problem, {p for _, p in places}),
+    ):
+        if name is not None and name not in known:
+            raise load.unknown(f"{kind} with records", name, known)
+
+
 def import_file(options: argparse.Namespace) -> int:
     """Sort the records of a file into the results."""
     try:
@@ -54,14 +65,17 @@ def show_boards(options: argparse.Namespace) -> int:
     """Rank what is recorded; write it into the README or hold that against it."""
     if (options.format == "html") != (options.output is not None):
         raise BadInput("--format html and -o DIR go together: the page is DIR/index.html")
+    if options.output is not None and options.by:
+        raise BadInput("the page shows every shape and dtype: leave --by out")
+    readme = options.results / "README.md"
+    if (options.check or options.write) and (options.card or options.problem or options.by):
+        raise BadInput(f"{readme} shows all boards: leave --card, --problem and --by out")
     _require_folder(options.results)
-    boards, problems = leaderboard.read(options.results)
+    _require_named(options.results, options.card, options.problem)
+    boards, problems = leaderboard.read(options.results, card=options.card, problem=options.problem)
     for line in problems:
         print(f"warning: {line}", file=sys.stderr)
-    readme = options.results / "README.md"
     if options.check or options.write:
-        if options.card or options.problem or options.by:
-            raise BadInput(f"{readme} shows all boards: leave --card, --problem and --by out")
         worth = selftest.recorded(options.results)
         if options.write:
             standings.write(readme, boards, worth)
@@ -75,8 +89,6 @@ def show_boards(options: argparse.Namespace) -> int:
     boards = standings.only(boards, options.card, options.problem)
     if options.output is None:
         print(standings.show(boards, options.format, options.by))
-    elif options.by:
-        raise BadInput("the page shows every shape and dtype: leave --by out")
     else:
         print(page.write(options.output, boards, options.results))
     return exits.EXIT_DONE
