@@ -16,7 +16,7 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
 
-from runner import cards, files, flags, load, page_data, standings
+from runner import cards, files, flags, load, page_data, standings, summary
 from runner.leaderboard import Board, Entry, geometric_mean, is_faster
 from runner.lint import read_header
 from runner.page_html import Field, Line, details, difference, joined, safe, source, table
@@ -65,6 +65,7 @@ def render(boards: Sequence[Board], records: Newest, root: Path = load.ROOT) -> 
         script=script,
         script_digest=_policy_digest(script),
         contents=joined(itertools.starmap(_link, enumerate(boards))) or "<li>no records</li>",
+        means=_means(boards),
         boards=joined(_section(index, board, data[index], sources) for index, board in enumerate(boards)),
         sources=joined(_solutions(problem, sources) for problem in sources),
         newest=safe(max((entry.date for board in boards for _, entry in board.ranked), default=ABSENT)),
@@ -127,6 +128,24 @@ def _link(index: int, board: Board) -> str:
     head = f"<strong>{safe(board.problem)}, {safe(board.arithmetic)}</strong>"
     where = f'<span class="soft">{safe(_card(board))}, protocol {board.protocol}</span>'
     return f'<li><a href="#board-{index}">{head}<span>{safe(_leader(board))}</span>{where}</a></li>'
+
+
+def _means(boards: Sequence[Board]) -> str:
+    """Show the geometric mean of each sweep, in a table for each card and arithmetic."""
+    rows = summary.rows(boards)
+    sweeps = dict.fromkeys(row["sweep"] for row in rows)
+    tables: dict[str, dict[tuple[str, str], Line]] = {}
+    for row in rows:
+        names = {name: Field.of(row[name]) for name in ("problem", "solution")}
+        line = names | dict.fromkeys(sweeps, Field(ABSENT))
+        line = tables.setdefault(summary.title(row), {}).setdefault((row["problem"], row["solution"]), line)
+        line[row["sweep"]] = Field(safe(summary.figure(row)), row["speedup"])
+    return joined(
+        details(
+            f"Means {title}", f"{len(lines)} lines", table(f"Means {title}", [*lines.values()], "solution")
+        )
+        for title, lines in tables.items()
+    )
 
 
 def _section(index: int, board: Board, data: Facts, sources: Sources) -> str:

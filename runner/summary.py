@@ -30,11 +30,10 @@ def tables(boards: Iterable[Board]) -> dict[str, list[Line]]:
     """
     found: dict[str, dict[tuple[str, str], Line]] = {}
     for one in rows(boards):
-        title = f"by sweep on {one['card']}, protocol {one['protocol']}, {one['arithmetic']}"
         names = {name: one[name] for name in ("problem", "solution")}
-        line = found.setdefault(title, {}).setdefault((one["problem"], one["solution"]), names)
-        line[one["sweep"]] = _figure(one)
-    return {title: list(lines.values()) for title, lines in found.items()}
+        line = found.setdefault(title(one), {}).setdefault((one["problem"], one["solution"]), names)
+        line[one["sweep"]] = figure(one)
+    return {name: list(lines.values()) for name, lines in found.items()}
 
 
 def rows(boards: Iterable[Board]) -> list[Row]:
@@ -101,7 +100,13 @@ def _row(problem: str, solution: str, sweep: str, cells: Sequence[Comparison], c
     }
 
 
-def _figure(row: Row) -> str:
+def title(row: Row) -> str:
+    """Name the table that a row is of."""
+    return f"by sweep on {row['card']}, protocol {row['protocol']}, {row['arithmetic']}"
+
+
+def figure(row: Row) -> str:
+    """Show a mean, with the cells that it is over."""
     if row["speedup"] is None:
         return ABSENT
     covered = f"{row['cells']}" if row["cells"] == row["of"] else f"{row['cells']} of {row['of']}"

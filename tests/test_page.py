@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner import cli, leaderboard, load, page, page_data, page_html, record, standings
+from runner import cli, leaderboard, load, page, page_data, page_html, record, standings, summary
 from runner.cards import load_card
 from runner.commands import exits
 from runner.schema import PROTOCOL, SCHEMA, Cell, Checked, Failed, Record, Samples, Status, Timed, to_json
@@ -199,7 +199,7 @@ def test_the_page_is_sound_and_names_what_it_refers_to(root: Path) -> None:
     assert set(document.all("aria-labelledby")) <= set(ids)
     assert all(attributes.get("scope") in ("row", "col") for tag, attributes in document.tags if tag == "th")
     tags = [tag for tag, _ in document.tags]
-    assert tags.count("table") == tags.count("caption") == 4
+    assert tags.count("table") == tags.count("caption") == 6
     assert tags.count("details") == tags.count("summary")
     assert all(attributes.get("type") == "button" for tag, attributes in document.tags if tag == "button")
 
@@ -239,7 +239,10 @@ def test_the_tables_are_those_of_the_command_line(root: Path) -> None:
     keep(root, made(root, "quick", next(iter(SIZES)), 9.0, solution_digest="0" * 64))
     boards = boards_of(root)
     assert [board.superseded["quick"] for board in boards] == [0, 1]
-    shown = Document(rendered(root)).tables[::2]
+    means, shown = summary.tables(boards), Document(rendered(root)).tables
+    for lines, table in zip(means.values(), shown, strict=False):
+        assert table == [list(lines[0]), *(list(line.values()) for line in lines)]
+    shown = shown[len(means) :: 2]
     assert len(shown) == len(boards) == 2
     for board, table in zip(boards, shown, strict=True):
         lines = [line for line in standings.show([board], "github").splitlines() if line.startswith("|")]
@@ -250,7 +253,7 @@ def test_the_tables_are_those_of_the_command_line(root: Path) -> None:
 def test_every_cell_has_the_leaderboards_numbers(root: Path) -> None:
     document = Document(rendered(root))
     data = json.loads(document.text("script"))
-    for board, drawn, table in zip(boards_of(root), data, document.tables[1::2], strict=True):
+    for board, drawn, table in zip(boards_of(root), data, document.tables[3::2], strict=True):
         expected = {
             (row["solution"], row["shape"]): row
             for row in json.loads(standings.show([board], "json", "shape"))
@@ -368,7 +371,7 @@ def test_a_solution_that_has_changed_is_listed_without_a_source(root: Path) -> N
     (_, tf32) = json.loads(document.text("script"))
     assert [one["name"] for one in tf32["solutions"]] == ["slow"]
     assert QUICK not in [data for _, data in document.texts]
-    assert "unranked: stale, its file has changed" in {row[2] for row in document.tables[2]}
+    assert "unranked: stale, its file has changed" in {row[2] for row in document.tables[4]}
 
 
 def test_the_overview_names_the_first_or_who_has_come_furthest(root: Path) -> None:
