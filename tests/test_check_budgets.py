@@ -310,6 +310,20 @@ def test_the_first_wrong_output_is_told() -> None:
     assert hold(oracle, [right, wrong]).wrong.startswith("values: 65")
     assert hold(oracle, [wrong, right]).wrong.startswith("values: 65")
     assert hold(oracle, [wrong, worse]).wrong.startswith("values: 65")
+    assert hold(oracle, [right, wrong]).wrong.endswith("at [0, 0] of output 1")
+
+
+def test_a_wrong_value_has_the_digits_by_which_it_differs() -> None:
+    truth = torch.tensor([[1.0, 1.0]], dtype=torch.float64)
+    oracle = Told([truth], [truth.float()], [[truth * 0]], {"bias": torch.ones(1)})
+    unreached = torch.zeros((1, 2), dtype=torch.bool)
+
+    def said(value: float) -> str:
+        return hold(oracle, [torch.tensor([[1.0, value]])], unreached).wrong.partition(": ")[2]
+
+    assert said(1.25) == "1.25 instead of 1 at [0, 1]"
+    assert said(1.001953125) == "1.00195 instead of 1 at [0, 1]"
+    assert said(1 + 5 * 2**-23) == "1.0000005960464478 instead of 1 at [0, 1]"
 
 
 def test_an_output_is_held_against_its_own_truth_and_errors() -> None:

@@ -79,6 +79,17 @@ class Model(nn.Module):
 """
 
 
+CLIPPED = """
+class Model(nn.Module):
+    def __init__(self, columns):
+        super().__init__()
+        self.linear = nn.Linear(columns, 5)
+    def forward(self, x):
+        y = self.linear(x)
+        return nn.functional.relu6(y), torch.relu(-y), torch.tanh(y)
+"""
+
+
 def case_of(model: str, folder: Path, math: str) -> Case:
     path = folder / "operator.py"
     path.write_text(SHAPE + model)
@@ -172,6 +183,14 @@ def test_wrong_answers_fail(model: str, answer: Answer, tmp_path: Path) -> None:
     assert any(found)
     if answer is with_another_second:
         assert all("of output 1" in wrong for wrong in found if wrong)
+
+
+@pytest.mark.parametrize("math", ["tf32", "fp32"])
+def test_what_clips_and_saturates_is_reached(math: str, tmp_path: Path) -> None:
+    case = case_of(CLIPPED, tmp_path, math)
+    assert case.reached is not None
+    assert all(mask.all() for mask in case.reached)
+    assert verdicts(case, lambda inputs, _: case.oracle.observed(inputs) or []) == [""] * 4
 
 
 def test_only_products_have_the_budget_of_tf32(tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import math
 import os
 import random
 from collections.abc import Iterator
@@ -23,6 +26,10 @@ from runner.schema import Cell
 MAX_CALLS = 32
 #: and their slots this share of the device's memory: contestant, baselines and judge hold it several times.
 SLOT_SHARE = 1 / 20
+#: What inputs reach is looked for with so many samples at once, of small inputs.
+_REACHING_SAMPLES = 32
+#: Layers that multiply matrices, or convolve.
+_MULTIPLYING = (nn.Linear, nn.modules.conv._ConvNd)  # noqa: SLF001 - the base of all of them has no other name
 #: Of each input, so many elements are held against those of the draw before.
 _SAMPLE = 64
 #: Share by which parameters are varied that a constructor sets to one value.
@@ -105,10 +112,10 @@ class Case:
 
         A stranger's strides may be those of the device's own kernels, which meta tensors do not know.
         """
-        with Products() as products:  # type: ignore[no-untyped-call]
+        with self._products() as products:
             outputs = None if self.problem.foreign else self._expected_on_meta(specimens)
             outputs = outputs or self._expected_of_a_draw()
-        if self.cell.arithmetic == "tf32" and not products.found:
+        if products is not None and not products.found:
             self.oracle.arithmetic = "fp32"  # what multiplies no matrices has nothing to gain from TF32
         for index, one in enumerate(outputs):
             if one.is_complex() or one.is_sparse or one.dim() > MAX_DIMENSIONS:
@@ -118,6 +125,13 @@ class Case:
                     f"{MAX_DIMENSIONS} dimensions"
                 )
         return outputs
+
+    def _products(self) -> contextlib.AbstractContextManager[Products | None]:
+        """Look for products where they matter and no layer of the suite's own tells: that imports Dynamo."""
+        layers = () if self.problem.foreign else self.oracle.exact.modules()
+        if self.cell.arithmetic != "tf32" or any(isinstance(one, _MULTIPLYING) for one in layers):
+            return contextlib.nullcontext()
+        return Products()  # type: ignore[no-untyped-call]
 
     def _expected_on_meta(self, specimens: list[Any]) -> list[torch.Tensor] | None:
         inputs = [
@@ -172,21 +186,29 @@ class Case:
         if getattr(self.module, "BATCH_DIM", None) != 0:
             return None
         generator = torch.Generator(self.device).manual_seed(_seed(self.entropy))
-        return self.oracle.reached(self._samples(generator), generator)
+        masks = self.oracle.reached(self._samples(generator), generator)
+        return [mask.any(dim=0, keepdim=True) for mask in masks]
 
     def _samples(self, generator: torch.Generator) -> Iterator[list[Any]]:
-        """Yield one sample of the inputs after the other: positive numbers, whole ones as they are drawn."""
+        """Yield a few samples of the inputs again and again: small, normal and positive ones by turns.
 
-        def sample(item: Any, own: Any) -> Any:
+        What saturates or clips holds its outputs for some of them. Whole numbers are the problem's own.
+        """
+        largest = max((math.prod(item.shape[1:]) for item in self.inputs.tensors), default=1)
+        rows = max(1, min(_REACHING_SAMPLES, 2**20 // max(largest, 1)))
+
+        def sample(item: Any, own: Any, scale: float, shift: float) -> Any:
             if not isinstance(item, Item):
                 return item
             if not item.dtype.is_floating_point:
-                return own[:1]
-            return torch.rand((1, *item.shape[1:]), generator=generator, device=self.device)
+                return own[:rows]
+            few = (min(rows, item.shape[0]), *item.shape[1:])
+            drawn = torch.empty(few, dtype=torch.float32, device=self.device)
+            return drawn.normal_(generator=generator).mul_(scale).add_(shift)
 
-        while True:
+        for scale, shift in itertools.cycle(((1e-3, 0.0), (1.0, 0.0), (0.1, 1.0))):
             drawn = self._own() if self._whole else self.inputs.items
-            yield list(map(sample, self.inputs.items, drawn))
+            yield [sample(i, own, scale, shift) for i, own in zip(self.inputs.items, drawn, strict=True)]
 
     def begin(self, entropy: bytes) -> None:
         """Begin the draws for one solution; the same entropy gives the same values in the same order."""
