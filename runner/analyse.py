@@ -119,12 +119,11 @@ def comparison(timed: Timed, baseline: str) -> Comparison:
     judge's clock decides, the interval is wider by what a window may lose. Raises KeyError where there are no
     such samples, and ValueError as `compare` does.
     """
-    medians = np.array(ratios_of_processes(timed, baseline))
-    pairs = _pairs(timed, baseline)
-    rounds = sum(len(mine) for mine, _ in pairs)
-    centre = float(medians.mean())
-    interval = _interval(_log_ratios(*pairs[0])) if len(pairs) == 1 else _over_medians(medians)
-    return _comparison(baseline, centre, interval, rounds, TARGET, _loss(timed, "solution", baseline))
+    ratios = [_log_ratios(*pair) for pair in _pairs(timed, baseline)]
+    medians = np.array([median(one) for one in ratios])
+    interval = _interval(ratios[0]) if len(ratios) == 1 else _over_medians(medians)
+    loss = _loss(timed, "solution", baseline)
+    return _comparison(baseline, float(medians.mean()), interval, sum(map(len, ratios)), TARGET, loss)
 
 
 def _loss(timed: Timed, *variants: str) -> float:

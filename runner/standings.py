@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from runner import files, summary
 from runner.leaderboard import Board, Entry, Mean, geometric_mean
-from runner.load import BadInput, read_source, unknown
+from runner.load import BadInput, read_source
 from runner.report import ABSENT, figures, render, to_csv
 from runner.schema import to_json
 from runner.waves import Occupancy
@@ -56,17 +56,6 @@ def flags(entry: Entry) -> str:
     for flag, count in entry.flags.items():
         counts[flag.partition(". ")[0]] += count
     return ", ".join(f"{count} {flag}" for flag, count in counts.items()) or ABSENT
-
-
-def only(boards: Sequence[Board], card: str | None, problem: str | None) -> list[Board]:
-    """Return the boards of a card and of a problem. Raises BadInput for one that no board is about."""
-    for kind, name, known in (
-        ("card", card, {board.card for board in boards}),
-        ("problem", problem, {board.problem for board in boards}),
-    ):
-        if name is not None and name not in known:
-            raise unknown(f"{kind} with records", name, known)
-    return [b for b in boards if card in (None, b.card) and problem in (None, b.problem)]
 
 
 def with_generated(text: str, boards: Sequence[Board], more: dict[str, list[Line]]) -> str:

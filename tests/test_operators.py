@@ -78,7 +78,6 @@ class Model(nn.Module):
         return self.linear(x)
 """
 
-
 CLIPPED = """
 class Model(nn.Module):
     def __init__(self, columns):
@@ -196,12 +195,3 @@ def test_what_clips_and_saturates_is_reached(math: str, tmp_path: Path) -> None:
 def test_only_products_have_the_budget_of_tf32(tmp_path: Path) -> None:
     assert case_of(SOFTMAX, tmp_path, "tf32").oracle.arithmetic == "fp32"
     assert case_of(LINEAR, tmp_path, "tf32").oracle.arithmetic == "tf32"
-
-
-def test_what_differs_by_little_is_told_with_all_its_digits(tmp_path: Path) -> None:
-    case = case_of(SOFTMAX, tmp_path, "fp32")
-    found = verdicts(case, lambda inputs, _: [torch.softmax(inputs[0], -1) * (1 + 6e-5)])
-    for wrong in filter(None, found):
-        answer, _, truth = wrong.removeprefix("values: ").partition(" instead of ")
-        assert answer != truth.partition(" at ")[0]
-    assert any(found)

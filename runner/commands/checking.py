@@ -132,7 +132,8 @@ def show_place(results: Path, root: Path, kept: Record) -> None:
     except (BadInput, files.DiskFull) as error:  # the file is kept all the same
         print(f"warning: the boards are not renewed: {error}", file=sys.stderr)
     print()
-    print(standings.show(standings.only(boards, kept.card, kept.problem)))
+    mine = [board for board in boards if (board.card, board.problem) == (kept.card, kept.problem)]
+    print(standings.show(mine))
 
 
 def admit_problem(options: argparse.Namespace) -> int:

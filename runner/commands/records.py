@@ -34,8 +34,8 @@ def _require_folder(results: Path) -> None:
 
 
 def _require_named(results: Path, card: str | None, problem: str | None) -> None:
-    """Raise BadInput for a card or a problem of which there is no file, before all of them are read."""
-    places = [path.parts[-3:-1] for path in record.files(results)]
+    """Raise BadInput for a card or a problem that no board is about, before all records are read."""
+    places = [path.parts[-3:-1] for path in record.files(results) if path.parts[-3] != "cpu"]
     for kind, name, known in (
         ("card", card, {c for c, _ in places}),
         ("problem", problem, {p for _, p in places}),
@@ -86,7 +86,6 @@ def show_boards(options: argparse.Namespace) -> int:
             )
             return exits.EXIT_FAILED
         return exits.EXIT_DONE
-    boards = standings.only(boards, options.card, options.problem)
     if options.output is None:
         print(standings.show(boards, options.format, options.by))
     else:

@@ -16,6 +16,7 @@ from torch import nn
 from runner import load
 from runner.channel import MAX_OUTPUTS
 from runner.judge.check import Tally, compare
+from runner.judge.fake_layers import is_convolution
 from runner.judge.inputs import SCALES, TORCH_DTYPES, Item, draw_mixture, lay_out
 from runner.judge.oracle import Oracle
 from runner.judge.reference import ProblemFault, Products, blamed, outputs_of, watched
@@ -28,8 +29,6 @@ MAX_CALLS = 32
 SLOT_SHARE = 1 / 20
 #: What inputs reach is looked for with so many samples at once, of small inputs.
 _REACHING_SAMPLES = 32
-#: Layers that multiply matrices, or convolve.
-_MULTIPLYING = (nn.Linear, nn.modules.conv._ConvNd)  # noqa: SLF001 - the base of all of them has no other name
 #: Of each input, so many elements are held against those of the draw before.
 _SAMPLE = 64
 #: Share by which parameters are varied that a constructor sets to one value.
@@ -129,7 +128,8 @@ class Case:
     def _products(self) -> contextlib.AbstractContextManager[Products | None]:
         """Look for products where they matter and no layer of the suite's own tells: that imports Dynamo."""
         layers = () if self.problem.foreign else self.oracle.exact.modules()
-        if self.cell.arithmetic != "tf32" or any(isinstance(one, _MULTIPLYING) for one in layers):
+        multiplies = any(isinstance(one, nn.Linear) or is_convolution(one) for one in layers)
+        if self.cell.arithmetic != "tf32" or multiplies:
             return contextlib.nullcontext()
         return Products()  # type: ignore[no-untyped-call]
 

@@ -100,9 +100,9 @@ class Oracle:
     def reached(self, draws: Iterator[Sequence[Any]], generator: torch.Generator) -> list[torch.Tensor]:
         """Which outputs depend on the inputs at all: the others are structurally constant.
 
-        What successive draws of positive inputs leave as it is, with positive parameters, is reached by no
-        tap: for linear operators after two of them, with probability 1. Others may hold an output in some
-        draws (a ReLU at 0), so they go on until `_STILL` draws running show nothing new.
+        What successive draws leave as it is, with random parameters, is reached by no tap: of linear
+        operators two tell it, with probability 1. Others may hold an output in some draws (a ReLU at 0), so
+        there are more until `_STILL` of them running show nothing new. Masks have the samples that are drawn.
         """
         model = self._perturbed
         kept = {name: value.clone() for name, value in model.state_dict().items()}
