@@ -239,6 +239,14 @@ def test_a_constant_that_is_computed_may_lose_more() -> None:
             assert found.wrong.startswith("values where no tap reaches: ")
 
 
+def test_what_is_computed_in_any_sample_is_computed() -> None:
+    for first in (0.0, 3.0, 5.0):
+        truth = torch.tensor([[LEVEL, LEVEL, 3.0, first], [LEVEL, LEVEL, 3.0, 5.0]], dtype=torch.float64)
+        error = torch.cat([at(4), at(4, 0.0, 0.0, 0.0, 0.5)])
+        found = judged(error, 0.125, (0.125,), truth=truth, reached=HALF_REACHED, bias=torch.tensor([3.0]))
+        assert not found.wrong
+
+
 def test_a_constant_within_a_rounding_is_measured_by_it() -> None:
     """Exactly one rounding of 2, which is computed, and of 0, which is copied."""
     truth = torch.tensor([[LEVEL, LEVEL, 2.0, 0.0]], dtype=torch.float64)
@@ -283,6 +291,25 @@ def test_classes_of_numbers_are_compared_by_position() -> None:
             )
 
 
+def test_what_overflows_in_the_reference_may_overflow() -> None:
+    """As a quotient does in fp16 whose divisor fp16 has no number for; an answer may also be right there."""
+    truth = torch.tensor([[BEYOND / 1e296, 2.0, 3.0, 4.0]], dtype=torch.float64)
+    own = torch.tensor([[math.inf, -math.inf, math.nan, 4.0]])
+    oracle = Told([truth], [own], [[torch.zeros(1, 4, dtype=torch.float64)]])
+    assert not hold(oracle, [own.clone()]).wrong
+    assert not hold(oracle, [truth.float()]).wrong
+    drawn = len(oracle.draws)
+    for place, value in ((0, -math.inf), (1, math.inf), (2, math.inf), (0, math.nan), (3, math.inf)):
+        answer = own.clone()
+        answer[0, place] = value
+        wrong = f"NaN or infinity: {value:.6g} instead of {float(truth[0, place]):.6g} at [0, {place}]"
+        assert hold(oracle, [answer]).wrong == wrong
+        assert len(oracle.draws) == drawn  # nobody needs the class any more
+    off = truth.float()
+    off[0, 2] = 9.0
+    assert hold(oracle, [off]).wrong == "values: 9 instead of 3 at [0, 2]"
+
+
 def test_a_class_error_that_is_no_number_grants_nothing() -> None:
     for bad in (math.nan, math.inf, -math.inf):
         found = budget(judged(at(16), 0.0, (at(16, bad),)))
@@ -298,6 +325,28 @@ def test_whole_numbers_are_equal_or_wrong() -> None:
     oracle = Told([truth], [torch.tensor([1, 7, 3])], [[truth * 0]])
     assert not hold(oracle, [torch.tensor([1, 7, 3])]).wrong
     assert hold(oracle, [torch.tensor([7, 2, 3])]).wrong == "values: 7 instead of 1 at [0]"
+
+
+def test_whole_numbers_may_be_what_a_draw_of_the_class_says() -> None:
+    """The largest of near ones is another one where operands lose something: each of them, by any draw."""
+    truth = torch.tensor([[1, 2, 3]])
+    nothing = [torch.zeros_like(truth)]
+    for draw in (0, 7, 15):
+        drawn = [*[nothing] * draw, [torch.tensor([[0, 6, 0]])], *[nothing] * 15]
+        oracle = Told([truth], [truth], [*drawn[:15], [torch.tensor([[0, 0, 5]])]] if draw < 15 else drawn)
+        assert not hold(oracle, [torch.tensor([[1, 8, 3]])]).wrong
+        assert len(oracle.draws) == 2 * 16
+        assert hold(oracle, [torch.tensor([[7, 8, 3]])]).wrong == "values: 7 instead of 1 at [0, 0]"
+        assert hold(oracle, [torch.tensor([[1, 9, 3]])]).wrong == "values: 9 instead of 2 at [0, 1]"
+        both = hold(oracle, [torch.tensor([[1, 8, 8]])]).wrong
+        assert both == ("" if draw < 15 else "values: 8 instead of 3 at [0, 2]")
+
+
+def test_one_of_two_outputs_that_is_off_is_not_forgotten() -> None:
+    truth = torch.tensor([1, 2, 3])
+    oracle = Told([truth, truth], None, [[truth * 0, truth * 0]])
+    wrong = hold(oracle, [torch.tensor([1, 2, 9]), truth]).wrong
+    assert wrong == "values: 9 instead of 3 at [2] of output 0"
     # truth values, too
     truth = torch.tensor([True, False])
     assert hold(Told([truth], None, [[truth.double()]]), [~truth]).wrong
@@ -514,7 +563,9 @@ def test_how_much_is_looked_at_at_once_changes_nothing(monkeypatch: pytest.Monke
         numbers = torch.arange(16).reshape(2, 8)
         off = numbers.clone()
         off[1, 5] = 0
-        assert hold(Told([numbers], None, []), [off]).wrong == "values: 0 instead of 13 at [1, 5]"
+        assert (
+            hold(Told([numbers], None, [[numbers * 0]]), [off]).wrong == "values: 0 instead of 13 at [1, 5]"
+        )
 
 
 def test_many_small_errors_may_be_more_than_one_large() -> None:
@@ -530,6 +581,8 @@ def test_a_class_is_drawn_where_any_output_is_no_integer() -> None:
     assert not hold(alone, [numbers]).wrong
     assert not hold(both, [numbers, values.float()]).wrong
     assert (alone.draws, both.draws) == ([], [("perturb", 0), ("model", 0)])
+    assert hold(both, [numbers + 1, values.float()]).wrong
+    assert len(both.draws) == 2 * (1 + 16)
 
 
 def test_a_share_is_the_worst_of_all_populations() -> None:

@@ -12,7 +12,6 @@ from torch.nn import functional
 from runner import load
 from runner.judge import check
 from runner.judge.case import Case
-from runner.judge.inputs import EXTREMES
 from runner.schema import Cell
 
 if TYPE_CHECKING:
@@ -89,20 +88,82 @@ class Model(nn.Module):
 """
 
 
-def case_of(model: str, folder: Path, math: str) -> Case:
+ATTENTION = """
+class Model(nn.Module):
+    def __init__(self, columns):
+        super().__init__()
+    def forward(self, q, k, v):
+        return torch.softmax(q @ k.mT, -1) @ v
+
+def get_inputs(shape=Shape()):
+    return [torch.randn(shape.rows, 16, shape.columns) for _ in range(3)]
+"""
+
+FUSED_ATTENTION = ATTENTION.replace(
+    "torch.softmax(q @ k.mT, -1) @ v", "nn.functional.scaled_dot_product_attention(q, k, v, scale=1.0)"
+)
+
+RECURRENT = """
+class Model(nn.Module):
+    def __init__(self, columns):
+        super().__init__()
+        self.cells = nn.LSTM(columns, 16)
+    def forward(self, x):
+        return self.cells(x)[0]
+
+def get_inputs(shape=Shape()):
+    return [torch.randn(6, shape.rows, shape.columns)]
+""".replace("class Model", "BATCH_DIM = None\n\nclass Model")
+
+NORMALISED = """
+BATCH_DIM = None
+
+class Model(nn.Module):
+    def __init__(self, columns):
+        super().__init__()
+        self.linear, self.norm = nn.Linear(columns, 16), nn.BatchNorm1d(16)
+    def forward(self, x):
+        return self.norm(self.linear(x)).relu()
+"""
+
+LARGEST = """
+class Model(nn.Module):
+    def __init__(self, columns):
+        super().__init__()
+        self.linear = nn.Linear(columns, 40)
+    def forward(self, x):
+        return self.linear(x).argmax(-1)
+"""
+
+QUOTIENT = """
+class Model(nn.Module):
+    def __init__(self, columns):
+        super().__init__()
+    def forward(self, x, y):
+        return x / (y.abs() * 1e-4)
+
+def get_inputs(shape=Shape()):
+    return [torch.randn(shape.rows, shape.columns), 4 + torch.rand(shape.rows, shape.columns)]
+"""
+
+
+def case_of(model: str, folder: Path, math: str, dtype: str = "fp32") -> Case:
     path = folder / "operator.py"
     path.write_text(SHAPE + model)
     problem = load.find_problem(str(path))
-    cell = Cell("smoke", "small", {"rows": 24, "columns": 96}, "fp32", math)
+    cell = Cell("smoke", "small", {"rows": 24, "columns": 96}, dtype, math)
     return Case(problem, cell, torch.device("cpu"), bytes(range(16)))
 
 
 def verdicts(case: Case, answer: Answer) -> list[str]:
-    """Return what is wrong with an answer on each of the checked calls' families of inputs."""
+    """Return what is wrong with an answer to each of the checked calls, and to a timed one."""
     found = []
-    for extreme in (None, None, *EXTREMES):
+    for call in ("own", "mixture", 0, 1):
         block, tally = torch.empty(case.inputs.size, dtype=torch.uint8), check.Tally()
-        case.draw(1, block, extreme)
+        if call == "own":
+            case.draw_own(block)
+        else:
+            case.draw(1, block, None if isinstance(call, str) else call)
         inputs = case.inputs.views(block)
         outputs = answer(inputs, case.state)
         check.compare(outputs, inputs, case.oracle, case.reached, case.generator, tally)
@@ -195,3 +256,101 @@ def test_what_clips_and_saturates_is_reached(math: str, tmp_path: Path) -> None:
 def test_only_products_have_the_budget_of_tf32(tmp_path: Path) -> None:
     assert case_of(SOFTMAX, tmp_path, "tf32").oracle.arithmetic == "fp32"
     assert case_of(LINEAR, tmp_path, "tf32").oracle.arithmetic == "tf32"
+
+
+def truncated(x: torch.Tensor) -> torch.Tensor:
+    return (x.contiguous().view(torch.int32) & ~0x1FFF).view(torch.float32)
+
+
+def by_tensor_cores(inputs: list[torch.Tensor], _: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    q, k, v = map(truncated, inputs)
+    return [truncated(torch.softmax(q @ k.mT, -1)) @ v]
+
+
+def by_bf16(inputs: list[torch.Tensor], _: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    q, k, v = map(truncated, inputs)
+    return [torch.softmax(q @ k.mT, -1).bfloat16().float() @ v]
+
+
+def unrolled(
+    inputs: list[torch.Tensor], state: dict[str, torch.Tensor], lost: Callable[[torch.Tensor], torch.Tensor]
+) -> list[torch.Tensor]:
+    of_input, of_hidden = (lost(state[f"cells.weight_{kind}_l0"]).T for kind in ("ih", "hh"))
+    bias = state["cells.bias_ih_l0"] + state["cells.bias_hh_l0"]
+    hidden = cell = torch.zeros(inputs[0].shape[1], 16)
+    answers = []
+    for x in inputs[0]:
+        i, f, g, o = (lost(x) @ of_input + lost(hidden) @ of_hidden + bias).chunk(4, -1)
+        cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
+        hidden = o.sigmoid() * cell.tanh()
+        answers.append(hidden)
+    return [torch.stack(answers)]
+
+
+@pytest.mark.parametrize("model", [ATTENTION, FUSED_ATTENTION], ids=["products", "one operator"])
+def test_what_is_made_inside_may_lose_digits_where_it_is_multiplied(model: str, tmp_path: Path) -> None:
+    case = case_of(model, tmp_path, "tf32")
+    assert verdicts(case, by_tensor_cores) == [""] * 4
+    assert any(verdicts(case, by_bf16))
+    assert any(verdicts(case_of(model, tmp_path, "fp32"), by_tensor_cores))
+
+
+def test_a_hidden_state_may_lose_digits(tmp_path: Path) -> None:
+    case = case_of(RECURRENT, tmp_path, "tf32")
+    assert verdicts(case, lambda x, state: unrolled(x, state, truncated)) == [""] * 4
+    assert any(verdicts(case, lambda x, state: unrolled(x, state, lambda v: v.bfloat16().float())))
+    exact = case_of(RECURRENT, tmp_path, "fp32")
+    assert verdicts(exact, lambda x, state: unrolled(x, state, lambda v: v)) == [""] * 4
+    assert any(verdicts(exact, lambda x, state: unrolled(x, state, truncated)))
+
+
+def test_sums_may_begin_with_a_bias(tmp_path: Path) -> None:
+    """Of small inputs each addition to it loses what normalisation by the batch then enlarges."""
+
+    def answer(
+        inputs: list[torch.Tensor], state: dict[str, torch.Tensor], eps: float = 1e-5
+    ) -> list[torch.Tensor]:
+        y = state["linear.bias"].expand(len(inputs[0]), -1)
+        for column in range(inputs[0].shape[1]):
+            y = y + inputs[0][:, column : column + 1] * state["linear.weight"][:, column]
+        centred = y - y.mean(0)
+        y = centred * (centred.square().mean(0) + eps).rsqrt() * state["norm.weight"] + state["norm.bias"]
+        return [y.relu()]
+
+    case = case_of(NORMALISED, tmp_path, "fp32")
+    assert verdicts(case, answer) == [""] * 4
+    assert any(verdicts(case, lambda x, state: answer(x, state, 1e-2)))
+
+
+def test_what_keeps_from_dividing_by_zero_matters_in_fp16(tmp_path: Path) -> None:
+    model = LAYER_NORM.replace("nn.LayerNorm(columns)", "nn.LayerNorm(columns, eps=1e-4)")
+    case = case_of(model, tmp_path, "tf32", "fp16")
+
+    def answer(inputs: list[torch.Tensor], state: dict[str, torch.Tensor], eps: float) -> list[torch.Tensor]:
+        wide = inputs[0].float()
+        y = functional.layer_norm(
+            wide, wide.shape[-1:], state["norm.weight"].float(), state["norm.bias"].float(), eps
+        )
+        return [y.relu().half(), y.mean(-1).half()]
+
+    assert verdicts(case, lambda x, state: answer(x, state, 1e-4)) == [""] * 4
+    assert any(verdicts(case, lambda x, state: answer(x, state, 0.0))[2:])
+
+
+def test_the_largest_of_near_ones_may_be_another_one(tmp_path: Path) -> None:
+    case = case_of(LARGEST, tmp_path, "tf32")
+
+    def answer(
+        inputs: list[torch.Tensor], state: dict[str, torch.Tensor], columns: int = 40
+    ) -> list[torch.Tensor]:
+        y = truncated(inputs[0]) @ truncated(state["linear.weight"]).T + state["linear.bias"]
+        return [y[:, :columns].argmax(-1)]
+
+    for _ in range(20):
+        assert verdicts(case, answer) == [""] * 4
+    assert any(verdicts(case, lambda x, state: answer(x, state, 20)))
+
+
+def test_what_overflows_in_the_reference_may_overflow(tmp_path: Path) -> None:
+    case = case_of(QUOTIENT, tmp_path, "tf32", "fp16")
+    assert verdicts(case, lambda inputs, _: case.oracle.observed(inputs) or []) == [""] * 4

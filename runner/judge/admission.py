@@ -26,7 +26,6 @@ from runner.contestant import libc
 from runner.judge import check, fake_layers, fakes
 from runner.judge.case import Case, shortage
 from runner.judge.fakes import Asked, NotApplicable, is_floating
-from runner.judge.inputs import EXTREMES
 from runner.judge.oracle import Oracle
 from runner.judge.referee import CHECK_CALLS
 from runner.schema import Cell, to_json
@@ -94,7 +93,7 @@ class Trial:
         if index == 0:
             case.draw_own(block)
         else:
-            case.draw(1, block, EXTREMES[(index - 1) % len(EXTREMES)] if index < CHECK_CALLS else None)
+            case.draw(1, block, index - 1 if index < CHECK_CALLS else None)
         few = slice(None) if case.reached is None else slice(SAMPLES)
         return [v[few].clone() if isinstance(v, torch.Tensor) else v for v in case.inputs.views(block)]
 

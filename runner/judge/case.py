@@ -16,10 +16,9 @@ from torch import nn
 from runner import load
 from runner.channel import MAX_OUTPUTS
 from runner.judge.check import Tally, compare
-from runner.judge.fake_layers import is_convolution
-from runner.judge.inputs import SCALES, TORCH_DTYPES, Item, draw_mixture, lay_out
+from runner.judge.inputs import EXTREMES, SCALED_SHARE, SCALES, TORCH_DTYPES, Item, draw_mixture, lay_out
 from runner.judge.oracle import Oracle
-from runner.judge.reference import ProblemFault, Products, blamed, outputs_of, watched
+from runner.judge.reference import ProblemFault, Products, blamed, is_convolution, outputs_of, watched
 from runner.models import construct, settle
 from runner.schema import Cell
 
@@ -225,8 +224,11 @@ class Case:
         each = self.inputs.size + self.output_bytes
         return max(1, min(MAX_CALLS, budget // each, MAX_OUTPUTS // len(self.expected)))
 
-    def draw(self, calls: int, block: torch.Tensor, extreme: tuple[float, float] | None = None) -> None:
-        """Fill the first `calls` slots of a master block with fresh values, all of them extreme if given."""
+    def draw(self, calls: int, block: torch.Tensor, extreme: int | None = None) -> None:
+        """Fill the first `calls` slots of a master block with fresh values, all as large or small as asked.
+
+        `extreme` counts through `EXTREMES`, again and again.
+        """
         if self.shape is None:
             for slot in range(calls):
                 self.draw_own(block, slot)
@@ -237,11 +239,11 @@ class Case:
             width = max(1, item.size // item.dtype.itemsize // max(samples, 1))
             if not item.dtype.is_floating_point:
                 continue
-            if extreme is not None and self.cell.dtype != "fp16":
-                drawn = draw_mixture(calls * samples, width, item.dtype, self.generator, extreme, 1.0)
-            else:
-                scales = SCALES[self.cell.dtype]
-                drawn = draw_mixture(calls * samples, width, item.dtype, self.generator, scales)
+            scales, share = SCALES[self.cell.dtype], SCALED_SHARE
+            if extreme is not None:
+                extremes = EXTREMES[self.cell.dtype]
+                scales, share = extremes[extreme % len(extremes)], 1.0
+            drawn = draw_mixture(calls * samples, width, item.dtype, self.generator, scales, share)
             place = slots[:, item.offset : item.offset + item.size].view(item.dtype)
             place.copy_(drawn.view(calls, -1))
         for slot in range(calls if self._whole else 0):

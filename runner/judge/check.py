@@ -133,23 +133,23 @@ def _compare_part(
     truths = [y.cpu() if truths_on_host else y for y in oracle.truth(inputs)]
     names = [f" of output {index}" if len(outputs) > 1 else "" for index in range(len(outputs))]
     held = [_Held(*of_one) for of_one in zip(names, outputs, truths, masks, strict=True)]
-    for one in held:
-        tally.wrong = tally.wrong or one.misclassed()
-    if tally.wrong:
-        return
     # popped in a call, since a name would hold an answer while the next is made
     answers: list[torch.Tensor | None] = list(oracle.observed(inputs) or ())
     answers = answers or [None] * len(held)
     for one in held:
         one.observe(answers.pop(0), tally)
+    if tally.wrong:
+        return
     draws = _draws(truths, by_channel=masks[0] is not None and oracle.arithmetic == "tf32")
-    for draw in range(draws if any(one.is_floating for one in held) else 0):
+    if any(one.differs for one in held):
+        draws = _MOST_DRAWS
+    for draw in range(draws if any(one.is_floating or one.differs for one in held) else 0):
         oracle.perturb(generator, draw)
         model = list(oracle.class_model(inputs, generator, draw))
         for one in held:
             one.allow(model.pop(0))
     for one in held:
-        if one.is_floating and not tally.wrong:
+        if not tally.wrong:
             one.judge(oracle.parameters, tally)
 
 
@@ -195,22 +195,16 @@ class _Held:
         #: Answers are kept only where outputs that no tap reaches may need them.
         self._answers: list[torch.Tensor] | None = None if bool(self._mask.all()) else []
         self._allowed: list[_Sizes] = []
+        #: Whole numbers that nobody has answered yet, where there are any.
+        self._odd: torch.Tensor | None = None
 
-    def misclassed(self) -> str:
-        """NaN and infinities must match by position; looked at before any subtraction."""
-        for part in self._parts() if self.is_floating else ():
-            out, expected = self._out[:, part], self._expected(part)
-            same = (out.isnan() == expected.isnan()) & (out.isposinf() == expected.isposinf())
-            same &= out.isneginf() == expected.isneginf()
-            if not bool(same.all()):
-                return f"NaN or infinity: {self._told(~same, part)}"
-        return ""
+    @property
+    def differs(self) -> bool:
+        """Whether whole numbers are others than the truth and the reference say."""
+        return self._odd is not None and bool(self._odd.any())
 
     def observe(self, seen: torch.Tensor | None, tally: Tally) -> None:
-        """Allow what the reference loses itself, and tell whether KernelBench would take it for that.
-
-        Integers may be what it says, or the truth, and nothing else.
-        """
+        """Allow what the reference loses itself, and tell whether KernelBench would take it for that."""
         answers = self._rows_of(seen)
         if self.is_floating:
             tolerance = _KERNELBENCH_TOLERANCE.get(self.out.dtype, 1e-4)
@@ -218,23 +212,37 @@ class _Held:
                 torch.allclose(self._out[:, part], answers(part), atol=tolerance, rtol=tolerance)
                 for part in self._parts()
             )
+            tally.wrong = tally.wrong or self._misclassed(answers)
             self._allow(seen)
             return
-        for part in self._parts():
-            off = (self._out[:, part] != self._expected(part)) & (self._out[:, part] != answers(part))
-            if bool(off.any()):
-                tally.wrong = tally.wrong or f"values: {self._told(off, part)}"
+        self._odd = self._out != self._expected(slice(None))
+        self.allow(seen)
 
-    def allow(self, answer: torch.Tensor) -> None:
-        """Allow what an answer of the class model loses."""
-        if self.is_floating:
+    def allow(self, answer: torch.Tensor | None) -> None:
+        """Allow what an answer of the class model loses; whole numbers, indices say, may be its own."""
+        if self._odd is not None:
+            self._odd &= self._out != self._rows_of(answer)(slice(None))
+        elif self.is_floating:
             self._allow(answer)
 
     def judge(self, parameters: dict[str, torch.Tensor], tally: Tally) -> None:
         """Hold the output against what was allowed."""
+        if self._odd is not None:
+            if self.differs:
+                tally.wrong = f"values: {self._told(self._odd, slice(None))}"
+            return
         self._hold_main(tally)
         if self._answers is not None and not tally.wrong:
             self._hold_structural(parameters, tally)
+
+    def _misclassed(self, answers: Callable[[slice], torch.Tensor]) -> str:
+        """NaN and infinities must be where the truth has them, or the reference, which may overflow."""
+        for part in self._parts():
+            out = self._out[:, part]
+            odd = _classes_differ(out, self._expected(part)) & _classes_differ(out, answers(part))
+            if bool(odd.any()):
+                return f"NaN or infinity: {self._told(odd, part)}"
+        return ""
 
     def _allow(self, answer: torch.Tensor | None) -> None:
         answers = self._rows_of(answer)
@@ -284,8 +292,8 @@ class _Held:
         unit = info.eps * size + info.smallest_normal
         off = _finite(self._error(self._out, every)).abs() * mask
         if bool((off > unit).any()):
-            # the same in every sample; to tell is slow, and most answers need no more than a rounding
-            computed = mask & ~_is_copy(self._true(every)[:1], parameters)
+            # to tell is slow, and most answers need no more than a rounding
+            computed = mask & ~_is_copy(self._true(every), parameters).all(dim=0)
             rows = [self._rows_of(answer)(every) for answer in self._answers or ()]
             losses = [_UNPERTURBED * size, *(_finite(self._error(answer, every)) for answer in rows)]
             unit = unit + computed * ELEMENTWISE_FACTOR * max(
@@ -350,6 +358,14 @@ class _Held:
 
 def _finite(error: torch.Tensor) -> torch.Tensor:
     return torch.nan_to_num(error, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _classes_differ(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    return (
+        (one.isnan() != other.isnan())
+        | (one.isposinf() != other.isposinf())
+        | (one.isneginf() != other.isneginf())
+    )
 
 
 def _is_copy(truth: torch.Tensor, parameters: dict[str, torch.Tensor]) -> torch.Tensor:

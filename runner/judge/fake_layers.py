@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from runner.judge.fakes import Answer, Asked, NotApplicable, is_floating
+from runner.judge.reference import is_convolution
 
 #: A scale this many units wrong is past the budget of any slice; a unit is what the class may lose.
 _WRONG_UNITS = 16
@@ -217,11 +218,6 @@ def _rounds_often(asked: Asked) -> bool:
         if (own.double() - y).norm() > 2 * (y.to(own.dtype).double() - y).norm():
             return True
     return False
-
-
-def is_convolution(module: nn.Module) -> bool:
-    """Whether a layer is one of PyTorch's convolutions, transposed or not."""
-    return hasattr(module, "transposed") and hasattr(module, "weight")
 
 
 def _only(name: str, chosen: torch.Tensor, biased: bool, model: nn.Module) -> None:

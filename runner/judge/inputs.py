@@ -17,9 +17,15 @@ TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bflo
 ALIGN = 256  # Triton specialises on 16-byte divisibility, cuDNN's plan key holds the alignment
 #: Powers of ten of a sample's scale: fp16 inside a wider cell must fail, fp16 itself must not overflow.
 SCALES = {"fp32": (-9.0, 6.0), "bf16": (-9.0, 6.0), "fp16": (-2.0, 0.5)}
-#: Every sample of the second and the third checked call takes one of these where fp16 must fail: chance
-#: would leave a cell of one sample untested.
-EXTREMES = ((5.0, 6.0), (-9.0, -7.0))
+#: Of a call's samples, so many take such a scale; the others keep 1.
+SCALED_SHARE = 0.5
+#: Every sample of the second and the third checked call takes one of these, so that fp16 fails in wider cells
+#: and what is added to keep from dividing by zero matters: chance would leave a cell of one sample untested.
+EXTREMES = {
+    "fp32": ((5.0, 6.0), (-9.0, -7.0)),
+    "bf16": ((5.0, 6.0), (-9.0, -7.0)),
+    "fp16": ((0.0, 0.5), (-2.0, -1.5)),
+}
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,7 @@ def draw_mixture(
     dtype: torch.dtype,
     generator: torch.Generator,
     scales: tuple[float, float],
-    scaled_share: float = 0.5,
+    scaled_share: float = SCALED_SHARE,
 ) -> torch.Tensor:
     """Draw [rows, width] from a mixture of families, one per row, on the generator's device.
 

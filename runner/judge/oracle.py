@@ -3,7 +3,9 @@
 The class model is the reference in float64 on operands that the class may have lost: TF32 with
 truncated operands, fp32 with relative errors of 8e-6 (3xTF32 loses up to 4.4e-6 at long reductions),
 fp16 and bf16 with fp32 accumulation and one rounding of the result. It is the same on a CPU and on
-a GPU; a cuDNN that happens not to use TF32 does not make honest TF32 kernels wrong.
+a GPU; a cuDNN that happens not to use TF32 does not make honest TF32 kernels wrong. What a model
+makes inside is held in fp32, and loses as much as an input where it is multiplied, as attention's
+probabilities are.
 """
 
 from __future__ import annotations
@@ -14,16 +16,26 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
-from runner.judge.reference import blamed, outputs_of
+from runner.judge.reference import blamed, is_convolution, outputs_of
 from runner.models import settle
 
 #: Relative operand errors that the classes with exact operands are granted.
 _FP32_OPERAND_ERROR = 8e-6
 _ACCUMULATION_ERROR = 2.0**-18
+#: Of itself, what a product loses that starts from a large bias: 27 additions to 0.2 lose up to 2e-7.
+_RESULT_ERROR = 1e-6
 #: So many draws that reach no output more have reached all.
 _STILL = 2
+#: PyTorch's operators that multiply matrices, by the places of what they multiply.
+_OPERANDS = {
+    **dict.fromkeys(("mm", "bmm", "mv", "dot", "vdot", "convolution"), (0, 1)),
+    **dict.fromkeys(("addmm", "addbmm", "baddbmm", "addmv"), (1, 2)),
+}
 
 
 class Oracle:
@@ -46,6 +58,9 @@ class Oracle:
         self.reference = _loaded(make(), parameters, dtype)
         self.exact = _loaded(make(), parameters, torch.float64)
         self._perturbed = _loaded(make(), parameters, torch.float64)
+        layers = [layer for layer in self.exact.modules() if not any(layer.children())]
+        # Whether the model may multiply what it made itself; one convolution does not.
+        self._composed = not (len(layers) == 1 and is_convolution(layers[0]))
 
     def truth(self, inputs: Sequence[Any]) -> list[torch.Tensor]:
         """The reference in float64 on the inputs as sent. Raises ProblemFault where it cannot have that."""
@@ -72,9 +87,32 @@ class Oracle:
     def class_model(self, inputs: Sequence[Any], generator: torch.Generator, draw: int) -> list[torch.Tensor]:
         """What an honest implementation of the class may answer; call `perturb` first."""
         operands = [self._input(x, generator, draw) for x in inputs]
-        with _float64():
+        with _float64(), self._losing(operands, generator, draw):
             lost = outputs_of(self._perturbed, operands)
         return [y.to(self.dtype) if y.is_floating_point() else y for y in lost]
+
+    @contextlib.contextmanager
+    def _losing(self, operands: Sequence[Any], generator: torch.Generator, draw: int) -> Iterator[None]:
+        """Have what the model makes itself be fp32, and lose what the class may where it is multiplied."""
+        if not self._composed:
+            yield
+            return
+        given = [
+            v for v in (*operands, *self._perturbed.state_dict().values()) if isinstance(v, torch.Tensor)
+        ]
+        recurrent = any(isinstance(layer, nn.RNNBase) for layer in self._perturbed.modules())
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            if recurrent:  # cuDNN's are one operator, with all products inside
+                stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+            stack.enter_context(
+                _Losing(
+                    given,
+                    operand=lambda v: self.operand(v.to(self.dtype), generator, draw),
+                    result=lambda v: _blurred(v, _RESULT_ERROR, generator),
+                )
+            )
+            yield
 
     def _input(self, value: Any, generator: torch.Generator, draw: int) -> Any:
         if not isinstance(value, torch.Tensor) or not value.is_floating_point():
@@ -93,9 +131,7 @@ class Oracle:
                 )
             return (bits & ~0x1FFF).view(torch.float32).double()
         error = _FP32_OPERAND_ERROR if self.arithmetic == "fp32" else _ACCUMULATION_ERROR
-        noise = torch.rand(value.shape, generator=generator, device=value.device, dtype=torch.float32)
-        # in place: of the largest inputs there is no room for a copy at each step
-        return noise.double().mul_(2.0).sub_(1.0).mul_(error).add_(1.0).mul_(value)
+        return _blurred(value, error, generator)
 
     def reached(self, draws: Iterator[Sequence[Any]], generator: torch.Generator) -> list[torch.Tensor]:
         """Which outputs depend on the inputs at all: the others are structurally constant.
@@ -133,6 +169,56 @@ def _float64() -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(default)
+
+
+class _Losing(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Rounds results to fp32, and has products of matrices lose something of operands that are not given."""
+
+    def __init__(
+        self,
+        given: Sequence[torch.Tensor],
+        operand: Callable[[torch.Tensor], torch.Tensor],
+        result: Callable[[torch.Tensor], torch.Tensor],
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._given = {_storage(value) for value in given}
+        self._operand, self._result = operand, result
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        named = kwargs or {}
+        places = _OPERANDS.get(func.overloadpacket.__name__)
+        if places:
+            lost = [self._lost(value) if at in places else value for at, value in enumerate(args)]
+            result = func(*lost, **named)
+            return _rounded(self._result(result)) if result.dtype is torch.float64 else result
+        with self:  # inference mode leaves what is composed whole
+            result = func.decompose(*args, **named)
+        if result is not NotImplemented:
+            return result
+        result = func(*args, **named)
+        changes = func.is_view or func._schema.is_mutable  # noqa: SLF001 - has no public name
+        return result if changes else tree_map_only(torch.Tensor, _rounded, result)
+
+    def _lost(self, value: Any) -> Any:
+        made = isinstance(value, torch.Tensor) and value.dtype is torch.float64
+        return self._operand(value) if made and _storage(value) not in self._given else value
+
+
+def _blurred(value: torch.Tensor, error: float, generator: torch.Generator) -> torch.Tensor:
+    """Values in float64 that are wrong by up to `error` of themselves."""
+    noise = torch.rand(value.shape, generator=generator, device=value.device, dtype=torch.float32)
+    # in place: of the largest inputs there is no room for a copy at each step
+    return noise.double().mul_(2.0).sub_(1.0).mul_(error).add_(1.0).mul_(value)
+
+
+def _rounded(value: torch.Tensor) -> torch.Tensor:
+    return value.float().double() if value.dtype is torch.float64 else value
+
+
+def _storage(value: torch.Tensor) -> int:
+    return value.untyped_storage().data_ptr()
 
 
 class _Widening(TorchFunctionMode):

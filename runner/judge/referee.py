@@ -18,7 +18,6 @@ from runner.judge.bench import Bench, Limits
 from runner.judge.case import Case, make_room, shortage
 from runner.judge.company import Company
 from runner.judge.contestants import Contestant, Foul
-from runner.judge.inputs import EXTREMES
 from runner.judge.inspector import Inspector
 from runner.judge.timing import Timing
 from runner.phases import Phases
@@ -276,7 +275,7 @@ class Referee:
         close = False
         for index in range(CHECK_CALLS):
             if index:
-                case.draw(1, bench.master, EXTREMES[(index - 1) % len(EXTREMES)])
+                case.draw(1, bench.master, index - 1)
             else:
                 case.draw_own(bench.master)
             _call_alone(bench, role, Call.FORWARD if index else Call.WITNESS)

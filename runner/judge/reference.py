@@ -46,6 +46,11 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
+def is_convolution(module: nn.Module) -> bool:
+    """Whether a layer is one of PyTorch's convolutions, transposed or not."""
+    return hasattr(module, "transposed") and hasattr(module, "weight")
+
+
 def outputs_of(model: nn.Module, inputs: Sequence[Any]) -> list[torch.Tensor]:
     """Call a model without gradients; its outputs as a list. Raises ProblemFault for what is no tensor."""
     with torch.inference_mode():
