@@ -21,7 +21,7 @@ from typing import Any
 
 from runner.cards import MAX_REGISTERS_PER_THREAD, WARP_THREADS, Card
 from runner.contestant.sandbox import allowed_environment
-from runner.decode import Malformed, decode
+from runner.decode import decode
 from runner.load import ROOT, Problem, Solution
 from runner.schema import Cell, Launch
 
@@ -33,6 +33,10 @@ _MAX_WARPS = 64
 _MAX_LAUNCHES = 512
 _LOG = "log"
 _LOG_TAIL_BYTES = 300
+
+
+class BadAnswer(Exception):
+    """A child's line is no answer to what it was asked."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,7 @@ def retarget(
             try:
                 for line, place in zip(_lines(report, timeout_s), owed, strict=False):
                     found.append(read_forward(line, place))
-            except (Malformed, TimeoutError) as refused:
+            except (BadAnswer, TimeoutError) as refused:
                 error = str(refused)
         error = error or f"ended without an answer{_last_words(Path(folder) / _LOG)}"
     return found + [Forward(*place, triton="", error=error) for place in owed[len(found) :]]
@@ -147,16 +151,16 @@ def device_properties(card: Card) -> dict[str, Any]:
 
 
 def read_forward(line: bytes, expected: tuple[int, int]) -> Forward:
-    """Decode one line about the expected (cell, card), or raise Malformed."""
+    """Decode one line about the expected (cell, card), or raise BadAnswer."""
     try:
         forward: Forward = decode(Forward, json.loads(line))
     except (ValueError, RecursionError) as error:
-        raise Malformed(f"an answer that is none: {str(error)[:100]}") from None
+        raise BadAnswer(f"an answer that is none: {str(error)[:100]}") from None
     if (forward.cell, forward.card) != expected or len(forward.launches) > _MAX_LAUNCHES:
-        raise Malformed("an answer to another question")
+        raise BadAnswer("an answer to another question")
     sizes = (forward.memory_bytes, forward.traffic_bytes)
     if not all(0 <= size < 2**63 for size in sizes) or not all(map(_plausible, forward.launches)):
-        raise Malformed("an answer with impossible numbers")
+        raise BadAnswer("an answer with impossible numbers")
     return forward
 
 
@@ -206,7 +210,7 @@ def _child(folder: Path, request: dict[str, Any]) -> Iterator[int]:
 
 
 def _lines(report: int, timeout_s: float) -> Iterator[bytes]:
-    """Yield lines until the other end closes; TimeoutError after silence, Malformed for an endless line."""
+    """Yield lines until the other end closes; TimeoutError after silence, BadAnswer for an endless line."""
     poll = select.poll()
     poll.register(report, select.POLLIN)
     rest, end = b"", time.monotonic() + timeout_s
@@ -217,7 +221,7 @@ def _lines(report: int, timeout_s: float) -> Iterator[bytes]:
         *lines, rest = (rest + data).split(b"\n")
         yield from lines
         if len(rest) > MAX_LINE_BYTES:
-            raise Malformed("an answer that is too long")
+            raise BadAnswer("an answer that is too long")
         if lines:
             end = time.monotonic() + timeout_s
     raise TimeoutError(f"no answer within {timeout_s:g} s")

@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 
 from runner.cards import load_card
 from runner.contestant.capture import dot_class, loops_over_tiles, tile
-from runner.decode import Malformed
 from runner.load import Problem, Solution
-from runner.retarget import Compiled, Forward, read_forward, retarget
+from runner.retarget import BadAnswer, Compiled, Forward, read_forward, retarget
 from runner.schema import Cell, to_json
 
 PROBLEM = """
@@ -350,7 +349,7 @@ def test_a_forward_survives_the_way_back() -> None:
     | st.recursive(st.none() | st.integers() | st.text(), st.lists).map(repr).map(str.encode)
 )
 def test_an_answer_that_is_none_is_malformed(line: bytes) -> None:
-    with pytest.raises(Malformed):
+    with pytest.raises(BadAnswer):
         read_forward(line, (0, 0))
 
 
@@ -372,12 +371,12 @@ def test_an_answer_that_is_none_is_malformed(line: bytes) -> None:
 def test_impossible_numbers_are_malformed(changed: dict[str, object]) -> None:
     launch = dataclasses.replace(GOOD.launches[0], **changed)  # type: ignore[arg-type]
     line = json.dumps(to_json(dataclasses.replace(GOOD, launches=(launch,)))).encode()
-    with pytest.raises(Malformed):
+    with pytest.raises(BadAnswer):
         read_forward(line, (0, 0))
 
 
 def test_an_answer_to_another_question_is_malformed() -> None:
-    with pytest.raises(Malformed):
+    with pytest.raises(BadAnswer):
         read_forward(json.dumps(to_json(GOOD)).encode(), (0, 1))
 
 
