@@ -122,17 +122,29 @@ def read(
 ) -> tuple[list[Board], list[str]]:
     """Rank what `results` holds of GPUs, or of one card or problem, against the files under `root`.
 
-    Returns boards by card, problem, protocol (the newest first) and arithmetic, and a line for each line
-    that is no record.
+    Returns the boards, and a line for each line that is no record.
     """
+    records, problems = read_records(results, card=card, problem=problem)
+    return boards_of(records, root), problems
+
+
+def read_records(
+    results: Path, *, card: str | None = None, problem: str | None = None
+) -> tuple[list[Record], list[str]]:
+    """Return what `results` holds, or of one card or problem, and a line for each line that is no record."""
     records: list[Record] = []
     problems: list[str] = []
     for path in record.files(results, f"{card or '*'}/{problem or '*'}/*.jsonl"):
         found, complaints = record.read(path)
-        records += [_held_to_isolation(one) for one in found if one.card != "cpu"]
+        records += found
         problems += complaints
-    groups = itertools.groupby(sorted(records, key=_newest_first), _newest_first)
-    return [_board(list(group), root) for _, group in groups], problems
+    return records, problems
+
+
+def boards_of(records: Iterable[Record], root: Path = load.ROOT) -> list[Board]:
+    """Rank records of GPUs by card, problem, protocol (the newest first) and arithmetic."""
+    held = sorted((_held_to_isolation(one) for one in records if one.card != "cpu"), key=_newest_first)
+    return [_board(list(group), root) for _, group in itertools.groupby(held, _newest_first)]
 
 
 def geometric_mean(speedups: Iterable[Comparison]) -> Mean:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from runner.page_data import Facts, Newest
+    from runner.schema import Record
 
 HERE = Path(__file__).parent
 #: Problem -> name -> solution that is on a board and not stale, both sorted.
@@ -44,13 +45,13 @@ ABOUT = {
 }
 
 
-def write(folder: Path, boards: Sequence[Board], results: Path, root: Path = load.ROOT) -> Path:
-    """Write `folder`/index.html of boards that were read from `results`; return its path.
+def write(folder: Path, boards: Sequence[Board], records: Iterable[Record], root: Path = load.ROOT) -> Path:
+    """Write `folder`/index.html of boards and the records that they rank; return its path.
 
     Raises BadInput for a folder that cannot be written, and `files.DiskFull`.
     """
     path = folder / "index.html"
-    files.write(path, render(boards, page_data.newest(results), root))
+    files.write(path, render(boards, page_data.newest(records), root))
     return path
 
 

@@ -31,9 +31,8 @@ Facts = dict[str, Any]
 Newest = dict[tuple[str | int, ...], Record]
 
 
-def newest(results: Path) -> Newest:
-    """Read what `results` holds; lines that are no records are left to `leaderboard.read` to report."""
-    records = [one for path in record.files(results) for one in record.read(path)[0]]
+def newest(records: Iterable[Record]) -> Newest:
+    """Return the newest of each cell."""
     return {_key(one): one for one in sorted(records, key=record.recency)}
 
 

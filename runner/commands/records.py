@@ -72,7 +72,8 @@ def show_boards(options: argparse.Namespace) -> int:
         raise BadInput(f"{readme} shows all boards: leave --card, --problem and --by out")
     _require_folder(options.results)
     _require_named(options.results, options.card, options.problem)
-    boards, problems = leaderboard.read(options.results, card=options.card, problem=options.problem)
+    records, problems = leaderboard.read_records(options.results, card=options.card, problem=options.problem)
+    boards = leaderboard.boards_of(records)
     for line in problems:
         print(f"warning: {line}", file=sys.stderr)
     if options.check or options.write:
@@ -89,7 +90,7 @@ def show_boards(options: argparse.Namespace) -> int:
     if options.output is None:
         print(standings.show(boards, options.format, options.by))
     else:
-        print(page.write(options.output, boards, options.results))
+        print(page.write(options.output, boards, records))
     return exits.EXIT_DONE
 
 
