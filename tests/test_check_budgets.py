@@ -310,6 +310,83 @@ def test_what_overflows_in_the_reference_may_overflow() -> None:
     assert hold(oracle, [off]).wrong == "values: 9 instead of 3 at [0, 2]"
 
 
+def beside(large: int, small: int, value: float = 2.0**-5, other: float = 0.0) -> torch.Tensor:
+    """One slice of so many outputs of 64, so many small ones, and one other."""
+    row = [*[LEVEL] * large, *[value] * small, other]
+    return torch.tensor([row], dtype=torch.float64)
+
+
+def without_small(truth: torch.Tensor) -> torch.Tensor:
+    return -truth * (truth.abs() < 1.0)
+
+
+def test_small_outputs_have_a_budget_of_their_own() -> None:
+    """The large ones may lose 1, which is 32 small ones; those lose 2**-10, and may lose what they do."""
+    truth = beside(64, 64)
+    small = (truth < 1.0) & (truth > 0.0)
+    own = torch.where(small, 2.0**-10, 1.0)
+    wrong = judged(without_small(truth), own, truth=truth)
+    assert wrong.wrong == "values: 0 instead of 0.03125 at [0, 64]"
+    for factor, passes in ((2.0625, True), (2.125, False)):  # 1.5 (1 + 3 / 8)
+        found = judged(small * factor * 2.0**-10, own, truth=truth)
+        assert bool(found.wrong) != passes
+        errors = budget(found, "small")
+        assert errors.normwise == near(factor / 32)
+        assert errors.normwise_budget == near(2.0625 / 32)
+        assert errors.elementwise == near(factor / 32)
+        assert errors.elementwise_budget == near(4.0 / 32)
+        assert budget(found).normwise_budget > 0.02
+    one = torch.zeros_like(truth)
+    for place, error, passes in ((70, 4.0, True), (70, 4.125, False), (3, 64.0, True)):
+        found = judged(one.index_fill(1, torch.tensor(place), error * 2.0**-10), own, truth=truth)
+        assert bool(found.wrong) != passes
+
+
+def test_few_outputs_are_not_small() -> None:
+    """Fewer than 64, or than a tenth of a slice; nor are zeros, or what is a thousandth of the RMS."""
+    for truth, has_small in (
+        (beside(64, 64), True),
+        (beside(64, 63), False),
+        (beside(575, 64), True),
+        (beside(576, 64), False),
+        (beside(64, 64, 0.0), False),
+        (beside(64, 64, 0.0, 2.0**-5), False),
+        (beside(63, 64, 0.0449, LEVEL), True),
+        (beside(63, 64, 0.0456, LEVEL), False),
+        (beside(64, 64, -(2.0**-5)), True),
+    ):
+        found = judged(without_small(truth), (truth >= 1.0) * 1.0, truth=truth)
+        assert {one.population for one in found.errors} == {"reached", *["small"] * has_small}
+        assert bool(found.wrong) == has_small
+
+
+def test_small_outputs_are_those_of_each_slice() -> None:
+    """Of two slices one has some, and another has what is small beside the first."""
+    truth = torch.cat([beside(64, 64), beside(0, 128, 2.0**-5)])
+    error = torch.zeros_like(truth)
+    error[1] = 2.0**-9
+    own = error.clone()
+    own[0] = 0.25
+    assert not judged(error, own, truth=truth, reached=torch.ones(()) > 0).wrong
+    error[0, 64:128] = -(2.0**-5)
+    found = judged(error, own, truth=truth, reached=torch.ones(()) > 0)
+    assert found.wrong == ""
+    own[0, 64:128] = 2.0**-8
+    found = judged(error, own, truth=truth, reached=torch.ones(()) > 0)
+    assert found.wrong == "values: 0 instead of 0.03125 at [0, 64]"
+    oracle = Told([truth], [(truth + own).float()], [[own]])
+    hold(oracle, [truth.float()], torch.ones(()) > 0)
+    assert len(oracle.draws) == 2 * 16
+
+
+def test_what_no_tap_reaches_is_not_small() -> None:
+    truth = beside(64, 128)
+    for limit, has_small in ((64 + 63, False), (64 + 64, True)):
+        reached = torch.arange(193) < limit
+        found = judged(truth * 0, 1.0, truth=truth, reached=reached)
+        assert {one.population for one in found.errors} == {"reached", "structural", *["small"] * has_small}
+
+
 def test_a_class_error_that_is_no_number_grants_nothing() -> None:
     for bad in (math.nan, math.inf, -math.inf):
         found = budget(judged(at(16), 0.0, (at(16, bad),)))

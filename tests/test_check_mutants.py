@@ -27,11 +27,14 @@ EQUIVALENT = {
     ),
     "return torch.isin(truth, torch.cat([truth.new_zeros(1), *(v.to(truth.dtype) for v in vectors)]))"
     "  # 1 -> 2": "a second zero is no other value",
-    "off = _finite(self._error(self._out[:, part], part)).abs() * self._mask[:, part]  # "
-    "_finite(self._error(self._out[:, part], part)).abs() * self._mask[:, part] -> "
-    "_finite(self._error(self._out[:, part], part)).abs() / self._mask[:, part]": (
+    "off = _finite(self._error(self._out[:, part], part)).abs() * self._within(population, part)  # "
+    "_finite(self._error(self._out[:, part], part)).abs() * self._within(population, part) -> "
+    "_finite(self._error(self._out[:, part], part)).abs() / self._within(population, part)": (
         "no quotient by zero is the peak"
     ),
+    "bound = _SMALL * norm / count.clamp(min=1).sqrt()  # 1 -> 2": "of one output none is small",
+    "return self._mask[:, part] & (size < bound[:, None]) & (size > 0)"
+    "  # size < bound[:, None] -> size <= bound[:, None]": "which of two a bound itself is, is a convention",
     "step = _CHUNK_ELEMENTS // slices  # of which there are as many only if they are as small"
     "  # _CHUNK_ELEMENTS // slices -> _CHUNK_ELEMENTS * slices": "how much is looked at changes no verdict",
 }
@@ -42,6 +45,7 @@ OPERATORS: dict[Operator, tuple[Operator, ...]] = {
     ast.Lt: (ast.LtE, ast.Gt),
     ast.LtE: (ast.Lt, ast.Gt),
     ast.Gt: (ast.GtE, ast.Lt),
+    ast.GtE: (ast.Gt, ast.Lt),
     ast.Eq: (ast.NotEq,),
     ast.NotEq: (ast.Eq,),
     ast.Is: (ast.IsNot,),

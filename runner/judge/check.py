@@ -1,7 +1,9 @@
 """Compare outputs with the oracle: per slice and population, normwise and elementwise.
 
 A slice is a sample (an index of dimension 0 where the problem says that samples are independent,
-else the whole output); a population is the outputs that taps reach, or those that none reaches.
+else the whole output); a population is the outputs that taps reach, those that none reaches, or, where many
+are far below the rest of their slice, those: a budget of the larger ones would not notice that they are left
+out.
 The budget is a factor times the larger of what the reference itself loses in the cell's arithmetic
 and what the class model loses, so a kernel that is more accurate than the reference always passes.
 """
@@ -30,6 +32,9 @@ _UNPERTURBED = 1e-6
 #: The class model is drawn until its errors are no luck either: so many of them. In TF32 what a weight loses
 #: moves all outputs of its channel alike where inputs are alike: so many channels, too.
 _MIN_CLASS_ERRORS, _MIN_CLASS_CHANNELS, _MOST_DRAWS = 64, 16, 16
+#: Of a slice's outputs, those under this share of their RMS are small, if they are this share of them and so
+#: many. Normal ones have a thousandth there; scores beside a mask of -1e9 are all of them.
+_SMALL, _SMALL_SHARE, _FEWEST_SMALL = 1e-3, 0.1, 64
 _CHUNK_ELEMENTS = 2**24
 _Sizes = tuple[torch.Tensor, torch.Tensor]
 #: KernelBench: atol = rtol, by precision.
@@ -141,7 +146,7 @@ def _compare_part(
     if tally.wrong:
         return
     draws = _draws(truths, by_channel=masks[0] is not None and oracle.arithmetic == "tf32")
-    if any(one.differs for one in held):
+    if any(one.differs or one.has_small for one in held):
         draws = _MOST_DRAWS
     for draw in range(draws if any(one.is_floating or one.differs for one in held) else 0):
         oracle.perturb(generator, draw)
@@ -194,7 +199,9 @@ class _Held:
         self._mask = every if reached is None else reached.expand(1, *out.shape[1:]).reshape(1, -1)
         #: Answers are kept only where outputs that no tap reaches may need them.
         self._answers: list[torch.Tensor] | None = None if bool(self._mask.all()) else []
-        self._allowed: list[_Sizes] = []
+        #: What answers lose, by population.
+        self._allowed: dict[str, list[_Sizes]] = {"reached": [], "small": []}
+        self._bound = self._bound_of_small() if self.is_floating else torch.zeros(slices)
         #: Whole numbers that nobody has answered yet, where there are any.
         self._odd: torch.Tensor | None = None
 
@@ -202,6 +209,11 @@ class _Held:
     def differs(self) -> bool:
         """Whether whole numbers are others than the truth and the reference say."""
         return self._odd is not None and bool(self._odd.any())
+
+    @property
+    def has_small(self) -> bool:
+        """Whether many outputs are far below the rest: their errors are those of a few, and no luck."""
+        return bool(self._bound.any())
 
     def observe(self, seen: torch.Tensor | None, tally: Tally) -> None:
         """Allow what the reference loses itself, and tell whether KernelBench would take it for that."""
@@ -231,7 +243,8 @@ class _Held:
             if self.differs:
                 tally.wrong = f"values: {self._told(self._odd, slice(None))}"
             return
-        self._hold_main(tally)
+        for population in self._populations():
+            self._hold_main(population, tally)
         if self._answers is not None and not tally.wrong:
             self._hold_structural(parameters, tally)
 
@@ -246,40 +259,44 @@ class _Held:
 
     def _allow(self, answer: torch.Tensor | None) -> None:
         answers = self._rows_of(answer)
-        self._allowed.append(self._sizes(lambda part: self._error(answers(part), part)))
+        for population in self._populations():
+            sizes = self._sizes(lambda part: self._error(answers(part), part), population)
+            self._allowed[population].append(sizes)
         if self._answers is not None:
             self._answers.append(self._expected(slice(None)) if answer is None else answer)
 
-    def _hold_main(self, tally: Tally) -> None:
+    def _hold_main(self, population: str, tally: Tally) -> None:
         """Normwise and elementwise, per slice."""
         floor = torch.finfo(self.out.dtype).smallest_normal
         # an output so small may be flushed to zero; the others gain nothing from that
-        flushed = self._sizes(lambda part: (self._true(part).abs() < floor).double() * floor)
-        error = self._sizes(lambda part: self._error(self._out[:, part], part))
-        size = self._sizes(self._true)
+        flushed = self._sizes(lambda part: (self._true(part).abs() < floor).double() * floor, population)
+        error = self._sizes(lambda part: self._error(self._out[:, part], part), population)
+        size = self._sizes(self._true, population)
         may_norm, may_peak = (
-            torch.stack([*(sizes[i] for sizes in self._allowed), _UNPERTURBED * size[i]]).amax(dim=0)
+            torch.stack([*(sizes[i] for sizes in self._allowed[population]), _UNPERTURBED * size[i]]).amax(
+                dim=0
+            )
             + flushed[i]
             + _TINY
             for i in (0, 1)
         )
-        count = self._mask.sum().clamp(min=1)
+        count = self._counted(lambda part: self._within(population, part)).clamp(min=1)
         factor = NORMWISE_FACTOR * (1.0 + _LUCK / count.sqrt())
         norm_share, peak_share = error[0] / (factor * may_norm), error[1] / (ELEMENTWISE_FACTOR * may_peak)
         row = int(torch.maximum(norm_share, peak_share).argmax())
         scale = max(float(size[0][row]), floor)
-        rms = scale / math.sqrt(float(count))
+        rms = scale / math.sqrt(float(count[row]))
         tally.add(
             PopulationError(
-                population="reached",
+                population=population,
                 normwise=float(error[0][row]) / scale,
                 normwise_budget=float((factor * may_norm)[row]) / scale,
                 elementwise=float(error[1][row]) / rms,
                 elementwise_budget=ELEMENTWISE_FACTOR * float(may_peak[row]) / rms,
             )
         )
-        if not (float(norm_share[row]) <= 1.0 and float(peak_share[row]) <= 1.0):
-            tally.wrong = f"values: {self._worst(float(error[1].max()))}"
+        if not tally.wrong and not (float(norm_share[row]) <= 1.0 and float(peak_share[row]) <= 1.0):
+            tally.wrong = f"values: {self._worst(population, float(error[1].max()))}"
 
     def _hold_structural(self, parameters: dict[str, torch.Tensor], tally: Tally) -> None:
         """An output that no tap reaches is zero or a parameter, up to one rounding of the dtype.
@@ -326,19 +343,43 @@ class _Held:
     def _error(self, answer: torch.Tensor, part: slice) -> torch.Tensor:
         return answer.double() - self._true(part)
 
-    def _sizes(self, values: Callable[[slice], torch.Tensor]) -> _Sizes:
-        """Norm and largest per slice of values in float64, [slices, columns], where taps reach."""
+    def _populations(self) -> tuple[str, ...]:
+        return ("reached", "small") if self.has_small else ("reached",)
+
+    def _within(self, population: str, part: slice) -> torch.Tensor:
+        """Which of some columns a population has; broadcasts over slices where it is the same in all."""
+        return self._mask[:, part] if population == "reached" else self._below(self._bound, part)
+
+    def _below(self, bound: torch.Tensor, part: slice) -> torch.Tensor:
+        size = self._true(part).abs()
+        return self._mask[:, part] & (size < bound[:, None]) & (size > 0)
+
+    def _bound_of_small(self) -> torch.Tensor:
+        """Below what an output of each slice is small; 0 where a slice has few such outputs, or none."""
+        count = self._counted(lambda part: self._mask[:, part])
+        norm, _ = self._sizes(self._true, "reached")
+        bound = _SMALL * norm / count.clamp(min=1).sqrt()
+        small = self._counted(lambda part: self._below(bound, part))
+        return bound * ((small >= _FEWEST_SMALL) & (small >= _SMALL_SHARE * count))
+
+    def _counted(self, within: Callable[[slice], torch.Tensor]) -> torch.Tensor:
+        """How many elements there are of each slice, as float64."""
+        counts = [within(part).expand(len(self._out), -1).sum(dim=1) for part in self._parts()]
+        return torch.stack(counts).sum(dim=0).double()
+
+    def _sizes(self, values: Callable[[slice], torch.Tensor], population: str) -> _Sizes:
+        """Norm and largest per slice of values in float64, [slices, columns], of a population."""
         squares = torch.zeros(len(self._out), dtype=torch.float64, device=self.out.device)
         peaks = squares.clone()
         for part in self._parts():
-            some = _finite(values(part)) * self._mask[:, part]
+            some = _finite(values(part)) * self._within(population, part)
             squares += some.square().sum(dim=1)
             peaks = torch.maximum(peaks, some.abs().amax(dim=1))
         return squares.sqrt(), peaks
 
-    def _worst(self, peak: float) -> str:
+    def _worst(self, population: str, peak: float) -> str:
         for part in self._parts():
-            off = _finite(self._error(self._out[:, part], part)).abs() * self._mask[:, part]
+            off = _finite(self._error(self._out[:, part], part)).abs() * self._within(population, part)
             if bool((off == peak).any()):
                 return self._told(off == peak, part)
         return ""
