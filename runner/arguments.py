@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from runner.load import ROOT, BadInput, unknown
 from runner.schema import CALL_S, DTYPES, ISOLATION, MATHS, MEMORY_BYTES
@@ -40,8 +41,30 @@ _DOCTOR_EPILOG = (
 )
 
 
+class _Once(argparse.Action):
+    """Takes an option's value, once: of two the first would be lost without a word."""
+
+    given = False
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        if option_string and self.given:
+            parser.error(f"{option_string} is given twice: give one, or run twice")
+        self.given = True
+        setattr(namespace, self.dest, values)
+
+
 class _Parser(argparse.ArgumentParser):
     """Wrong usage is one line, like every other bad input."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.register("action", None, _Once)
 
     def error(self, message: str) -> None:  # type: ignore[override] # raises instead of exiting
         raise BadInput(f"{message} (see {self.prog} --help)")
@@ -52,6 +75,11 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
     `run` may be left out: `python -m runner --problem NAME`.
     """
+    for before, word in zip(("", *words), words, strict=False):
+        if not word or (word.startswith("--") and word.endswith("=")):
+            raise BadInput(
+                f"{(word or before or 'a word').rstrip('=')} is empty: name something, or leave it out"
+            )
     if words and not words[0].startswith("-") and words[0] not in COMMANDS:
         raise unknown("command", words[0], COMMANDS)
     plain = words and (words[0] in COMMANDS or words[0] in ("-h", "--help", "--version"))

@@ -77,7 +77,7 @@ def _main(arguments: Sequence[str]) -> int:
     except Unwritable:
         raise
     except KeyboardInterrupt as stop:
-        print("interrupted: what is recorded stays; run again to go on", file=sys.stderr)
+        print("interrupted: what a run has recorded stays; run it again to go on", file=sys.stderr)
         return 128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT)
     except Exception as error:  # noqa: BLE001 - Python would exit with 1, which says that a solution failed
         import traceback  # noqa: PLC0415 - an error may take its time

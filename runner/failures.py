@@ -11,6 +11,7 @@ from runner import load, record
 from runner.decode import Malformed, decode
 from runner.lint import ERROR, Finding
 from runner.output_rules import OUTPUT_RULES
+from runner.report import indented
 from runner.schema import HARMLESS, Shape, Status
 
 if TYPE_CHECKING:
@@ -19,9 +20,8 @@ if TYPE_CHECKING:
 
     from runner.schema import Record
 
-#: Failures and characters of their details that fit a page.
+#: Failures that fit a page.
 MAX_FAILURES = 5
-DETAIL_CHARS = 600
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def of_feedback(feedback: Feedback) -> str:
     for reason, (first, *others) in list(reasons.items())[:MAX_FAILURES]:
         fields = " ".join(f"{name}={value}" for name, value in first.shape.items())
         lines.append(f"- {_line(first.cell)}{_more(len(others))}: {reason}\n    {_line(fields)}")
-        lines += _indented(first.detail)
+        lines += indented(first.detail)
     lines += _untold(len(reasons))
     verdict = "Its text was refused" if feedback.refused else "Its text was not refused"
     result = f"{ran.passed} of {ran.cells} cells passed" if ran else "it was not run"
@@ -122,12 +122,7 @@ def _tally(cells: Iterable[Record]) -> str:
 def _failure(reason: str, cells: list[Record]) -> str:
     first, failed = cells[0].cell, cells[0].failed
     place = f"{first.sweep}/{first.label} {first.arithmetic}{_more(len(cells) - 1)}"
-    return "\n".join([f"- {place}: {reason}", *_indented(failed.detail if failed else "")])
-
-
-def _indented(detail: str) -> list[str]:
-    """Return the end of a detail, line by line."""
-    return [f"    {line}" for line in detail[-DETAIL_CHARS:].strip().splitlines()]
+    return "\n".join([f"- {place}: {reason}", *indented(failed.detail if failed else "")])
 
 
 def _untold(reasons: int) -> list[str]:

@@ -198,11 +198,27 @@ class Problem:
         if self.foreign:
             return {"kernelbench": {self.name: {}}}
         with self._asked("SWEEPS"):
-            found = {name: _plain_rows(rows) for name, rows in self.outline.SWEEPS.items()}
+            found = {name: self._rows(name, rows) for name, rows in self.outline.SWEEPS.items()}
         if hasattr(self.outline, "waves"):
             with self._asked("waves"):
-                found["waves"] = _plain_rows(self.outline.waves(sms))
+                found["waves"] = self._rows("waves", self.outline.waves(sms))
         self._require_sound(found)
+        return found
+
+    def _rows(self, sweep: str, rows: Any) -> dict[str, Shape]:
+        """Return the rows of a sweep as plain values. Raises BadInput for one that names no shape."""
+        found = {}
+        for label, row in rows.items():
+            place = f"'{self.path}': the row '{label}' of '{sweep}'"
+            if not hasattr(row, "_asdict"):
+                raise BadInput(f"{place} is a {type(row).__name__}: write a Shape, a NamedTuple")
+            found[label] = _plain(row)
+            for name, value in found[label].items():
+                whole = value if isinstance(value, tuple) else (value,)
+                if not all(isinstance(one, int) for one in whole):
+                    raise BadInput(
+                        f"{place} has {name} = {value!r:.40}: write whole numbers, or tuples of them"
+                    )
         return found
 
     def _require_sound(self, sweeps: dict[str, dict[str, Shape]]) -> None:
@@ -273,10 +289,6 @@ def _parse_value(key: str, text: str, default: Any) -> Any:
         )
     sizes = tuple(int(part) for part in text.split("x"))
     return sizes[0] if len(sizes) == 1 else sizes
-
-
-def _plain_rows(rows: Any) -> dict[str, Shape]:
-    return {label: _plain(row) for label, row in rows.items()}
 
 
 def _plain(row: Any) -> Shape:

@@ -24,6 +24,8 @@ FORMATS = ("table", "github", "json", "csv")
 ABSENT = "-"
 #: An error this many times its budget is simply wrong; also stands for NaN, and for no budget at all.
 LARGEST_SHARE = 1e9
+#: Characters of a failure's detail that fit a page or a terminal.
+DETAIL_CHARS = 600
 
 #: What is known of one record, numbers in full; what it does not have has no key.
 Row = dict[str, Any]
@@ -383,6 +385,11 @@ def _shorten(text: str, chars: int) -> str:
     """Leave out the middle: labels differ at their ends."""
     left = (chars - 3) // 2
     return text if len(text) <= chars else f"{text[:left]}...{text[left + 3 - chars :]}"
+
+
+def indented(detail: str) -> list[str]:
+    """Return the end of what a failed contestant printed or raised, line by line."""
+    return [f"    {_printable(line.expandtabs())}" for line in detail[-DETAIL_CHARS:].strip().splitlines()]
 
 
 def _printable(text: str) -> str:

@@ -98,6 +98,10 @@ USAGE: dict[str, tuple[list[str], list[str]]] = {
     "command": (["leaderbord"], ["unknown command 'leaderbord'", "did you mean leaderboard?"]),
     "no command": (["phase_gemm"], ["unknown command 'phase_gemm'", "known: admit, check"]),
     "option": ([*RUN, "--shape", "smoke", "--fast"], ["--fast", "--help"]),
+    "twice": ([*RUN, "--timeout", "3", "--timeout", "4"], ["--timeout is given twice: give one"]),
+    "an empty option": ([*RUN, "--card", ""], ["--card is empty: name something"]),
+    "an empty value": ([*RUN, "--card="], ["--card is empty"]),
+    "an empty word": (["check", "", *RUN], ["check is empty"]),
     "shape field": ([*RUN, "--shapes", "batsh=2"], ["shape field 'batsh'", "did you mean batch"]),
     "no value": ([*RUN, "--shapes", "batch="], ["batch=''", "a whole number"]),
     "a field twice": ([*RUN, "--shapes", "batch=2,batch=3"], ["'batch=2,batch=3' has batch twice"]),
@@ -185,6 +189,9 @@ SLIPS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "flops alone": (f"{SOUND}def flops(shape): return 1\n", (), "min_bytes, which flops needs"),
     "bytes alone": (f"{SOUND}def min_bytes(shape, size): return 1\n", (), "flops, which min_bytes needs"),
     "a list": (SOUND.replace('{"one": Shape(4)}', "[Shape(4)]"), (), "SWEEPS does not hold by its contract"),
+    "a row": (SOUND.replace("Shape(4)}", "(4,)}"), (), "the row 'one' of 'smoke' is a tuple: write a Shape"),
+    "a float": (SOUND.replace("Shape(4)", "Shape(4.5)"), (), "the row 'one' of 'smoke' has n = 4.5: write"),
+    "floats": (SOUND.replace("Shape(4)", "Shape((4, 0.5))"), (), "has n = (4, 0.5): write whole numbers"),
     "a tuple": (f"{SOUND}def random_shape(rng): return (4,)\n", (), "random_shape does not hold"),
     "waves": (f"{SOUND}def waves(sms): return 1 / 0\n", (), "waves does not hold by its contract: ZeroD"),
     "validate": (f"{SOUND}def validate(shape): return 1 / 0\n", CUSTOM, "validate does not hold"),
@@ -711,7 +718,7 @@ def test_check_tells_what_is_wrong_with_a_text_once(
     said = capsys.readouterr()
     finding, tally = said.out.splitlines()
     assert finding.startswith(f"{file}:1: error [syntax] ")
-    assert re.fullmatch(r"0 of \d\d cells pass in \d+ s", tally)
+    assert re.fullmatch(r"0 of \d\d cells pass in \d+ s, and the text is refused", tally)
     assert said.err == ""
 
 
@@ -721,6 +728,40 @@ def test_check_counts_what_is_not_covered_apart(tmp_path: Path, capsys: pytest.C
     assert main(["check", str(file), *RUN, *words]) == 0
     (*_, tally) = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"1 of 1 cells pass, 3 not covered in \d+ s", tally)
+    assert main(["check", str(file), *RUN, "--shapes", "smoke/sparse", "--math", "tf32"]) == 2
+    assert "nothing was checked" in capsys.readouterr().err
+
+
+def test_check_takes_the_name_of_a_solution(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "phase_gemm", *SMOKE]) == 0
+    assert "1 of 1 cells pass" in capsys.readouterr().out
+
+
+def test_what_a_failed_solution_printed_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prints = "        print('seen', tuple(x.shape)); print('\x1b[31m', flush=True)\n"
+    for name, last, status in (
+        ("wrong", "return self.layer(x) * 1.001", "WRONG"),
+        ("raises", "1 / 0", "CRASH"),
+    ):
+        lines = LAYER.replace("        return self.layer(x)", f"{prints}        {last}")
+        assert last in lines
+        file = spoil(tmp_path / f"{name}.py", lines.encode())
+        assert main(["check", str(file), *SMOKE]) == 1
+        said = capsys.readouterr().out.splitlines()
+        (place,) = (at for at, line in enumerate(said) if status in line)
+        assert re.fullmatch(r"    seen \(\d, .*\)", said[place + 1])
+        assert said[place + 2] == "    ?[31m"
+        assert ("a relative error of 0.001, " in said[place]) == (status == "WRONG")
+        assert ("x budget" in said[place]) == (status == "WRONG")
+
+
+def test_an_error_of_tf32_s_size_is_told_where_fp32_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = spoil(tmp_path / "mine.py", LAYER.replace("self.layer(x)", "self.layer(x) * 1.0005").encode())
+    for math, told in (("fp32", True), ("tf32", False)):
+        main(["check", str(file), *RUN, "--shapes", "smoke/sparse", "--dtype", "fp32", "--math", math])
+        assert ("TF32 loses as much" in capsys.readouterr().out) == told
 
 
 def test_exit_codes_are_the_same_wherever_they_are_told() -> None:

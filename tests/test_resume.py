@@ -195,7 +195,7 @@ def test_a_run_that_is_interrupted_before_its_judge_answers_says_one_line(sweep:
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(30) == 130
     sweep.runner.require_nothing_left()
-    assert sweep.runner.said("err") == "interrupted: what is recorded stays; run again to go on\n"
+    assert sweep.runner.said("err") == "interrupted: what a run has recorded stays; run it again to go on\n"
 
 
 @pytest.mark.usefixtures("heard")

@@ -80,8 +80,9 @@ def load_card(name: str) -> Card:
     names = card_names()
     if name not in names:
         worn = [known for known in names if name in load_card(known).driver_names]
-        near = worn or difflib.get_close_matches(name.lower(), names) or names
-        raise ValueError(f"unknown card {name!r}: did you mean {' or '.join(near)}?")
+        near = worn or difflib.get_close_matches(name.lower(), names)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}"
+        raise ValueError(f"unknown card {name!r}: {hint}")
     card: Card = importlib.import_module(f"{__name__}.{name}").CARD
     return card
 

@@ -38,7 +38,7 @@ from runner.schema import HIDDEN, Record, Status
 def check(options: argparse.Namespace) -> int:
     """Findings and correctness; exit code 1 for a failed cell, and for a broken rule of the owner's."""
     problem = load.find_problem(options.problem)
-    solution = load.find_solution(words.as_path(options.file), problem.name)
+    solution = load.find_solution(words.as_file(options.file, problem.name), problem.name)
     words.cells_of(options, problem)  # what cannot be is said before any finding
     findings = output_rules.findings(solution.source, bind=bool(options.rules))
     _show_findings(options.file, findings)
@@ -46,13 +46,19 @@ def check(options: argparse.Namespace) -> int:
     outcome = correctness(options, problem, solution)
     for one in outcome.records:
         if one.failed and one.failed.stage != pipeline.TEXT:  # that is among the findings
-            print(_failure(one))
-    print(f"{_tally(outcome.records)} in {time.monotonic() - begun:.0f} s")
+            print("\n".join([_failure(one), *report.indented(one.failed.detail)]))
+    lasted_s = time.monotonic() - begun
     refused = any(finding.severity == lint.ERROR for finding in findings)
     if options.rules:
         idle = answer.without_launches(outcome.records, solution.source)
         _show_findings(options.file, idle)
         refused = refused or bool(idle)
+    said = ", and the text is refused" if refused else ""
+    print(f"{_tally(outcome.records)} in {lasted_s:.0f} s{said}")
+    if outcome.records and all(one.status is Status.NOT_COVERED for one in outcome.records):
+        raise BadInput(
+            f"nothing was checked: '{options.file}' covers none of this: ask for its DTYPES and MATH"
+        )
     return exits.of_records(outcome.records) or (exits.EXIT_FAILED if refused else exits.EXIT_DONE)
 
 

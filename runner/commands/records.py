@@ -80,12 +80,16 @@ def show_boards(options: argparse.Namespace) -> int:
         worth = selftest.recorded(options.results)
         if options.write:
             standings.write(readme, boards, worth)
+            print(f"written: {readme}")
         elif not standings.is_current(readme, boards, worth):
             print(
-                f"{readme} is not what its records give: python -m runner leaderboard --write",
+                f"{readme} is not what its records give: python -m runner leaderboard --write "
+                f"--results {options.results}",
                 file=sys.stderr,
             )
             return exits.EXIT_FAILED
+        else:
+            print(f"{readme} is what its records give")
         return exits.EXIT_DONE
     if options.output is None:
         print(standings.show(boards, options.format, options.by))

@@ -27,10 +27,10 @@ def run(options: argparse.Namespace) -> int:
     request = words.request_of(options, problem, solutions)
     if request.output is not None:
         files.require_regular(request.output, "name a .jsonl file with -o, or leave it out")
-    if options.dry_run:
-        return _dry_run(request)
     _tell_unheard(options, request)
     _tell_slow(request)
+    if options.dry_run:
+        return _dry_run(request)
     for solution in solutions:
         _tell_flaw(solution)
     with progress.shown(request.device) as watch:
@@ -88,9 +88,10 @@ def _dry_run(request: Request) -> int:
     for job in todo:
         print(f"{job.solution.name}  {job.cell.sweep}/{job.cell.label}  {job.cell.arithmetic}")
     seconds = plan.estimate_s(request.problem, [job.cell for job in todo], request.device)
+    lasts = f"{seconds / 60:.1f} min" if seconds < LONG_S * 60 else f"{seconds / 3600:.0f} h"
     print(
         f"{len(jobs)} cells on {request.device}: {len(jobs) - len(todo)} recorded by this protocol for these "
-        f"files, {len(todo)} to run, about {seconds / 60:.1f} min"
+        f"files, {len(todo)} to run, about {lasts}"
     )
     return exits.EXIT_DONE
 

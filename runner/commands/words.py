@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from runner import devices, load, plan
 from runner.load import BadInput, Problem, Solution
@@ -58,6 +59,11 @@ def chosen(options: argparse.Namespace) -> tuple[Problem, list[Solution]]:
     if not names:
         raise BadInput(f"problem '{problem.name}' has no solutions: name one with --solution PATH")
     return problem, load.require_distinct(load.find_solution(name, problem.name) for name in names)
+
+
+def as_file(file: str, problem: str) -> str:
+    """Mark a word as a path, unless it names a solution and no file."""
+    return file if file in load.solution_names(problem) and not Path(file).exists() else as_path(file)
 
 
 def as_path(file: str) -> str:

@@ -44,7 +44,13 @@ class _Remembering(Oracle):
 
     def __init__(self, case: Case) -> None:
         module = case.problem.module()
-        super().__init__(lambda: module.Model(*case.init), case.state, case.dtype, case.cell.arithmetic)
+        super().__init__(
+            lambda: module.Model(*case.init),
+            case.state,
+            case.dtype,
+            case.cell.arithmetic,
+            composed=case.oracle.composed,
+        )
         self._known: dict[Any, Any] = {}
 
     def truth(self, inputs: Sequence[Any]) -> list[torch.Tensor]:

@@ -75,11 +75,13 @@ class Case:
             name: v.to(device, self.dtype if v.is_floating_point() else v.dtype) for name, v in state.items()
         }
         self.oracle = Oracle(
-            lambda: watched(construct(self.module.Model, self.init), device),
+            lambda: construct(self.module.Model, self.init),
             self.state,
             self.dtype,
             cell.arithmetic,
+            watch=lambda reference: watched(reference, device),
             exact_integers=problem.foreign,
+            composed=problem.path.parent != load.ROOT / "problems" or not _is_one_convolution(model),
         )
         self.expected = self._expected(specimens)
         given = [v for v in specimens if isinstance(v, torch.Tensor)]
@@ -325,6 +327,11 @@ def _vary(model: nn.Module) -> None:
         if value.is_floating_point() and value.numel() and bool((value == value.flatten()[0]).all()):
             value.mul_(1 + _VARIED * (2 * torch.rand_like(value) - 1))
             value.add_(_VARIED * torch.rand_like(value) * (value == 0))
+
+
+def _is_one_convolution(model: nn.Module) -> bool:
+    layers = [layer for layer in model.modules() if not any(layer.children())]
+    return len(layers) == 1 and is_convolution(layers[0])
 
 
 def _like(output: torch.Tensor) -> torch.Tensor:

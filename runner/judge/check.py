@@ -138,13 +138,15 @@ def _compare_part(
     truths = [y.cpu() if truths_on_host else y for y in oracle.truth(inputs)]
     names = [f" of output {index}" if len(outputs) > 1 else "" for index in range(len(outputs))]
     held = [_Held(*of_one) for of_one in zip(names, outputs, truths, masks, strict=True)]
+    for one in held:
+        tally.wrong = tally.wrong or one.misclassed()
+    if tally.wrong:
+        return
     # popped in a call, since a name would hold an answer while the next is made
     answers: list[torch.Tensor | None] = list(oracle.observed(inputs) or ())
     answers = answers or [None] * len(held)
     for one in held:
         one.observe(answers.pop(0), tally)
-    if tally.wrong:
-        return
     draws = _draws(truths, by_channel=masks[0] is not None and oracle.arithmetic == "tf32")
     if any(one.differs or one.has_small for one in held):
         draws = _MOST_DRAWS
@@ -215,6 +217,16 @@ class _Held:
         """Whether many outputs are far below the rest: their errors are those of a few, and no luck."""
         return bool(self._bound.any())
 
+    def misclassed(self) -> str:
+        """NaN and infinities must match by position; looked at before any subtraction."""
+        for part in self._parts() if self.is_floating else ():
+            out, expected = self._out[:, part], self._expected(part)
+            same = (out.isnan() == expected.isnan()) & (out.isposinf() == expected.isposinf())
+            same &= out.isneginf() == expected.isneginf()
+            if not bool(same.all()):
+                return f"NaN or infinity: {self._told(~same, part)}"
+        return ""
+
     def observe(self, seen: torch.Tensor | None, tally: Tally) -> None:
         """Allow what the reference loses itself, and tell whether KernelBench would take it for that."""
         answers = self._rows_of(seen)
@@ -224,18 +236,20 @@ class _Held:
                 torch.allclose(self._out[:, part], answers(part), atol=tolerance, rtol=tolerance)
                 for part in self._parts()
             )
-            tally.wrong = tally.wrong or self._misclassed(answers)
             self._allow(seen)
             return
-        self._odd = self._out != self._expected(slice(None))
+        self._odd = torch.ones_like(self._out, dtype=torch.bool)
+        self.allow(None)
         self.allow(seen)
 
     def allow(self, answer: torch.Tensor | None) -> None:
-        """Allow what an answer of the class model loses; whole numbers, indices say, may be its own."""
-        if self._odd is not None:
-            self._odd &= self._out != self._rows_of(answer)(slice(None))
-        elif self.is_floating:
+        """Allow what an honest answer loses, or where there is none the truth; of whole numbers its own."""
+        if self._odd is None:
             self._allow(answer)
+            return
+        answers = self._rows_of(answer)
+        for part in self._parts():
+            self._odd[:, part] &= self._out[:, part] != answers(part)
 
     def judge(self, parameters: dict[str, torch.Tensor], tally: Tally) -> None:
         """Hold the output against what was allowed."""
@@ -247,15 +261,6 @@ class _Held:
             self._hold_main(population, tally)
         if self._answers is not None and not tally.wrong:
             self._hold_structural(parameters, tally)
-
-    def _misclassed(self, answers: Callable[[slice], torch.Tensor]) -> str:
-        """NaN and infinities must be where the truth has them, or the reference, which may overflow."""
-        for part in self._parts():
-            out = self._out[:, part]
-            odd = _classes_differ(out, self._expected(part)) & _classes_differ(out, answers(part))
-            if bool(odd.any()):
-                return f"NaN or infinity: {self._told(odd, part)}"
-        return ""
 
     def _allow(self, answer: torch.Tensor | None) -> None:
         answers = self._rows_of(answer)
@@ -399,14 +404,6 @@ class _Held:
 
 def _finite(error: torch.Tensor) -> torch.Tensor:
     return torch.nan_to_num(error, nan=0.0, posinf=0.0, neginf=0.0)
-
-
-def _classes_differ(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    return (
-        (one.isnan() != other.isnan())
-        | (one.isposinf() != other.isposinf())
-        | (one.isneginf() != other.isneginf())
-    )
 
 
 def _is_copy(truth: torch.Tensor, parameters: dict[str, torch.Tensor]) -> torch.Tensor:

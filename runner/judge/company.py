@@ -59,11 +59,10 @@ class Company:
         trusted = [] if self._trusted is None else [self._trusted]
         return [contestant.pid for contestant in (*self._contestants.values(), *trusted)]
 
-    def dismiss(self, solution: load.Solution, role: str = "solution") -> None:
-        """Kill a solution's process."""
+    def dismiss(self, solution: load.Solution, role: str = "solution") -> str:
+        """Kill a solution's process; returns the end of what it printed."""
         contestant = self._contestants.pop(f"{role} {solution.digest}", None)
-        if contestant is not None:
-            contestant.close()
+        return "" if contestant is None else contestant.close()
 
     def leave(self, solution: load.Solution, role: str = "solution") -> None:
         """Have a solution's process, if it lives, drop the cell."""

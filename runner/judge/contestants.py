@@ -26,7 +26,7 @@ from runner.channel import BadFrame, Call, Fault, Frame, Kind, Output, Page
 from runner.contestant.scratch import clear
 from runner.judge import footprint
 from runner.judge.zygotes import Zygotes
-from runner.schema import Status
+from runner.schema import Failed, Status
 
 _DONE, _ISSUED = 1, 11  # words of the page
 #: Looking for frames takes 50 us, in which an answer would not be seen: every 15 ms or so.
@@ -44,6 +44,8 @@ _FAULTS: dict[int, Status] = {
     Fault.OUTPUT: Status.WRONG,
     Fault.OOM: Status.OOM,
 }
+#: The end of what a contestant printed or raised that a record keeps.
+_DETAIL_CHARS = 2000
 
 
 class Foul(Exception):
@@ -52,6 +54,11 @@ class Foul(Exception):
     def __init__(self, status: Status, stage: str, reason: str, detail: str = "") -> None:
         super().__init__(reason)
         self.status, self.stage, self.reason, self.detail = status, stage, reason, detail
+
+    def ruling(self, printed: str) -> Failed:
+        """Make it what a cell fails by; what the contestant printed stands before the detail."""
+        told = self.detail if printed.strip() in self.detail else f"{printed.rstrip()}\n{self.detail}"
+        return Failed(self.status, self.stage, self.reason, told[-_DETAIL_CHARS:])
 
 
 class Contestant:
@@ -183,7 +190,9 @@ class Contestant:
 
     def late(self, stage: str, deadline_s: float) -> Foul:
         """Return what to raise when a deadline has passed."""
-        return self._foul(Status.TIMEOUT, stage, f"no answer within {deadline_s:g} s")
+        return self._foul(
+            Status.TIMEOUT, stage, f"no answer within {deadline_s:g} s: --timeout S grants more"
+        )
 
     def wait_issued(self, stage: str, deadline_s: float, *, watch: bool) -> bool:
         """Wait until a CUDA contestant has launched what was asked for; False at the deadline.
@@ -385,15 +394,15 @@ class Contestant:
     def _foul(self, status: Status, stage: str, reason: str, detail: str = "") -> Foul:
         """Tell a foul in one line; the lines of a longer reason are its detail."""
         detail = detail or (reason if "\n" in reason else "")
-        return Foul(status, stage, " ".join(reason.split()) or "no reason given", detail[-2000:])
+        return Foul(status, stage, " ".join(reason.split()) or "no reason given", detail[-_DETAIL_CHARS:])
 
-    def close(self) -> None:
-        """Kill the process with all it has started, and remove its scratch folder."""
-        buried = False
+    def close(self) -> str:
+        """Kill the process and all it started, remove its scratch folder; return the end of its prints."""
+        buried, printed = False, ""
         if not self.is_orphan:
             self.zygotes.kill(self.identity)
             with contextlib.suppress(RuntimeError, TimeoutError):
-                self.zygotes.exit_of(self.identity)
+                _, printed = self.zygotes.exit_of(self.identity)
                 buried = True
         if not buried:  # it has died with its fork server, and what it had started has not
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -401,6 +410,7 @@ class Contestant:
         self.unmap()
         self.sock.close()
         clear(self.scratch)
+        return printed
 
 
 def _require_possible(launch: Frame) -> None:

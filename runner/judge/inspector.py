@@ -20,6 +20,8 @@ from runner.schema import Status
 FULL_CHECK_EVERY = 16
 #: Where there are no slices, if a check takes no longer than this.
 UNSLICED_CHECK_EVERY, UNSLICED_CHECK_S = 2, 0.25
+#: What products of operands of 10 bits lose, relative to a slice, and more than fp32's may.
+_OF_TF32 = (2e-5, 2e-3)
 
 
 class Inspector:
@@ -68,4 +70,16 @@ class Inspector:
             inputs = [x[part] if isinstance(x, torch.Tensor) else x for x in inputs]
         check.compare(outputs, inputs, case.oracle, case.reached, case.generator, tally)
         if tally.wrong:
-            raise Foul(Status.WRONG, "check", tally.wrong)
+            raise Foul(Status.WRONG, "check", f"{tally.wrong}{_how_far(tally, case.cell.arithmetic)}")
+
+
+def _how_far(tally: check.Tally, arithmetic: str) -> str:
+    """Tell the relative error where one was measured, and whose it could be."""
+    measured = [one for one in tally.errors if one.population != "structural"]
+    if tally.share <= 1.0 or not measured:
+        return ""
+    worst = max(measured, key=lambda one: one.normwise / one.normwise_budget)
+    told = f", a relative error of {worst.normwise:.2g}, {tally.share:.2g} x budget"
+    least, most = _OF_TF32
+    like_tf32 = arithmetic == "fp32" and least < worst.normwise < most
+    return f"{told}{'; TF32 loses as much, and this cell is to be exact in fp32' if like_tf32 else ''}"

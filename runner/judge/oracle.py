@@ -4,8 +4,7 @@ The class model is the reference in float64 on operands that the class may have 
 truncated operands, fp32 with relative errors of 8e-6 (3xTF32 loses up to 4.4e-6 at long reductions),
 fp16 and bf16 with fp32 accumulation and one rounding of the result. It is the same on a CPU and on
 a GPU; a cuDNN that happens not to use TF32 does not make honest TF32 kernels wrong. What a model
-makes inside is held in fp32, and loses as much as an input where it is multiplied, as attention's
-probabilities are.
+makes itself loses as much as an input where it is multiplied, as attention's probabilities are.
 """
 
 from __future__ import annotations
@@ -19,22 +18,22 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 
-from runner.judge.reference import blamed, is_convolution, outputs_of
+from runner.judge.reference import ProblemFault, blamed, outputs_of
 from runner.models import settle
 
 #: Relative operand errors that the classes with exact operands are granted.
 _FP32_OPERAND_ERROR = 8e-6
 _ACCUMULATION_ERROR = 2.0**-18
-#: Of itself, what a product loses that starts from a large bias: 27 additions to 0.2 lose up to 2e-7.
-_RESULT_ERROR = 1e-6
+#: Of itself, what a sum of products may lose that starts from a large addend: 27 additions to 0.2 lose 2e-7.
+_ADDEND_ERROR = 1e-6
 #: So many draws that reach no output more have reached all.
 _STILL = 2
-#: PyTorch's operators that multiply matrices, by the places of what they multiply.
-_OPERANDS = {
-    **dict.fromkeys(("mm", "bmm", "mv", "dot", "vdot", "convolution"), (0, 1)),
-    **dict.fromkeys(("addmm", "addbmm", "baddbmm", "addmv"), (1, 2)),
+#: PyTorch's operators that multiply matrices, by the places of what they multiply and of what they add to it.
+_PRODUCTS = {
+    **dict.fromkeys(("mm", "bmm", "mv", "dot", "vdot"), ((0, 1), None)),
+    **dict.fromkeys(("addmm", "addbmm", "baddbmm", "addmv", "addmm_", "baddbmm_", "addmv_"), ((1, 2), 0)),
+    "convolution": ((0, 1), 2),
 }
 
 
@@ -48,19 +47,23 @@ class Oracle:
         dtype: torch.dtype,
         arithmetic: str,
         *,
+        watch: Callable[[nn.Module], nn.Module] = lambda model: model,
         exact_integers: bool = False,
+        composed: bool = True,
     ) -> None:
-        """Load the models. With `exact_integers` inputs of whole numbers, labels say, lose nothing."""
+        """Load the models. With `exact_integers` inputs of whole numbers, labels say, lose nothing.
+
+        `watch` is not for the class model: whoever calls that again finds other losses. A model that is not
+        `composed` multiplies nothing that it made itself.
+        """
         self.dtype = dtype
         self.exact_integers = exact_integers
         self.arithmetic = arithmetic
         self.parameters = parameters
-        self.reference = _loaded(make(), parameters, dtype)
-        self.exact = _loaded(make(), parameters, torch.float64)
+        self.reference = watch(_loaded(make(), parameters, dtype))
+        self.exact = watch(_loaded(make(), parameters, torch.float64))
         self._perturbed = _loaded(make(), parameters, torch.float64)
-        layers = [layer for layer in self.exact.modules() if not any(layer.children())]
-        # Whether the model may multiply what it made itself; one convolution does not.
-        self._composed = not (len(layers) == 1 and is_convolution(layers[0]))
+        self.composed = composed
 
     def truth(self, inputs: Sequence[Any]) -> list[torch.Tensor]:
         """The reference in float64 on the inputs as sent. Raises ProblemFault where it cannot have that."""
@@ -87,32 +90,37 @@ class Oracle:
     def class_model(self, inputs: Sequence[Any], generator: torch.Generator, draw: int) -> list[torch.Tensor]:
         """What an honest implementation of the class may answer; call `perturb` first."""
         operands = [self._input(x, generator, draw) for x in inputs]
-        with _float64(), self._losing(operands, generator, draw):
-            lost = outputs_of(self._perturbed, operands)
-        return [y.to(self.dtype) if y.is_floating_point() else y for y in lost]
+        with _float64():
+            answers = self._composed_answers(operands, generator, draw) if self.composed else None
+            if answers is None:
+                answers = outputs_of(self._perturbed, operands)
+        return [y.to(self.dtype) if y.is_floating_point() else y for y in answers]
 
-    @contextlib.contextmanager
-    def _losing(self, operands: Sequence[Any], generator: torch.Generator, draw: int) -> Iterator[None]:
-        """Have what the model makes itself be fp32, and lose what the class may where it is multiplied."""
-        if not self._composed:
-            yield
-            return
-        given = [
-            v for v in (*operands, *self._perturbed.state_dict().values()) if isinstance(v, torch.Tensor)
-        ]
+    def _composed_answers(
+        self, operands: Sequence[Any], generator: torch.Generator, draw: int
+    ) -> list[torch.Tensor] | None:
+        """Answer with losses in what the model makes itself; None where PyTorch hides its products."""
+        given = [*operands, *self._perturbed.state_dict().values()]
         recurrent = any(isinstance(layer, nn.RNNBase) for layer in self._perturbed.modules())
         with contextlib.ExitStack() as stack:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             if recurrent:  # cuDNN's are one operator, with all products inside
                 stack.enter_context(torch.backends.cudnn.flags(enabled=False))
             stack.enter_context(
-                _Losing(
+                _Losses(
                     given,
                     operand=lambda v: self.operand(v.to(self.dtype), generator, draw),
-                    result=lambda v: _blurred(v, _RESULT_ERROR, generator),
+                    total=lambda v: _blurred(v, _ADDEND_ERROR, generator),
                 )
             )
-            yield
+            try:
+                return outputs_of(self._perturbed, operands)
+            except (ProblemFault, torch.OutOfMemoryError):
+                raise
+            except Exception:  # noqa: BLE001 - operators of a higher order have no dispatcher
+                self.composed = False
+                torch._dynamo.reset()  # noqa: SLF001 - what failed to compile among losses is kept as failing
+                return None
 
     def _input(self, value: Any, generator: torch.Generator, draw: int) -> Any:
         if not isinstance(value, torch.Tensor) or not value.is_floating_point():
@@ -171,39 +179,52 @@ def _float64() -> Iterator[None]:
         torch.set_default_dtype(default)
 
 
-class _Losing(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Rounds results to fp32, and has products of matrices lose something of operands that are not given."""
+class _Losses(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Has products of matrices lose something of the operands that a model made itself."""
 
     def __init__(
         self,
-        given: Sequence[torch.Tensor],
+        given: Sequence[Any],
         operand: Callable[[torch.Tensor], torch.Tensor],
-        result: Callable[[torch.Tensor], torch.Tensor],
+        total: Callable[[torch.Tensor], torch.Tensor],
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._given = {_storage(value) for value in given}
-        self._operand, self._result = operand, result
+        self._given = {_storage(value) for value in given if _is_dense(value)}
+        self._operand, self._total = operand, total
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         named = kwargs or {}
-        places = _OPERANDS.get(func.overloadpacket.__name__)
-        if places:
-            lost = [self._lost(value) if at in places else value for at, value in enumerate(args)]
-            result = func(*lost, **named)
-            return _rounded(self._result(result)) if result.dtype is torch.float64 else result
-        with self:  # inference mode leaves what is composed whole
-            result = func.decompose(*args, **named)
-        if result is not NotImplemented:
+        factors, addend = _PRODUCTS.get(func.overloadpacket.__name__, ((), None))
+        if not factors:
+            with self:  # inference mode leaves what is composed whole
+                result = func.decompose(*args, **named)
+            return func(*args, **named) if result is NotImplemented else result
+        lossy: dict[int, torch.Tensor] = {}  # of one storage all views lose alike, or y @ y.T has no symmetry
+        places = range(len(args)) if self._sums(func, args, factors) else ()
+        lost = [self._lost(v, lossy) if at in places and at in factors else v for at, v in enumerate(args)]
+        result = func(*lost, **named)
+        if addend is None or args[addend] is None or result.dtype is not torch.float64:
             return result
-        result = func(*args, **named)
-        changes = func.is_view or func._schema.is_mutable  # noqa: SLF001 - has no public name
-        return result if changes else tree_map_only(torch.Tensor, _rounded, result)
+        return result.copy_(self._total(result))
 
-    def _lost(self, value: Any) -> Any:
-        made = isinstance(value, torch.Tensor) and value.dtype is torch.float64
-        return self._operand(value) if made and _storage(value) not in self._given else value
+    @staticmethod
+    def _sums(func: Any, args: tuple[Any, ...], factors: tuple[int, int]) -> bool:
+        """Whether there is more than one term: an outer product is none of tensor cores'."""
+        return func.overloadpacket.__name__ == "convolution" or bool(args[factors[0]].shape[-1] != 1)
+
+    def _lost(self, value: Any, lossy: dict[int, torch.Tensor]) -> Any:
+        """Return a view of what is left of the storage that it is a view of."""
+        made = _is_dense(value) and value.dtype is torch.float64 and _storage(value) not in self._given
+        if not made or bool((value == value.round()).all()):  # whole numbers, positions say, are exact
+            return value
+        key = _storage(value)
+        if key not in lossy:
+            whole = torch.empty(0, dtype=value.dtype, device=value.device).set_(value.untyped_storage())
+            left = self._operand(whole)
+            lossy[key] = torch.where(left.isfinite(), left, whole)
+        return lossy[key].as_strided(value.size(), value.stride(), value.storage_offset())
 
 
 def _blurred(value: torch.Tensor, error: float, generator: torch.Generator) -> torch.Tensor:
@@ -213,8 +234,8 @@ def _blurred(value: torch.Tensor, error: float, generator: torch.Generator) -> t
     return noise.double().mul_(2.0).sub_(1.0).mul_(error).add_(1.0).mul_(value)
 
 
-def _rounded(value: torch.Tensor) -> torch.Tensor:
-    return value.float().double() if value.dtype is torch.float64 else value
+def _is_dense(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.layout is torch.strided
 
 
 def _storage(value: torch.Tensor) -> int:

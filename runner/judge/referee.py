@@ -77,8 +77,7 @@ class Referee:
             isolation = contestant.isolation
             return self._try(contestant, solution, baselines)
         except Foul as foul:
-            self.company.dismiss(solution)
-            return Ruling(Failed(foul.status, foul.stage, foul.reason, foul.detail), isolation=isolation)
+            return Ruling(foul.ruling(self.company.dismiss(solution)), isolation=isolation)
         except torch.OutOfMemoryError as error:
             # the plan has room for the judge: what is missing was taken since the solution came
             self.company.dismiss(solution)
@@ -212,8 +211,7 @@ class Referee:
             for role, solution in zip(ROLES, pair, strict=True):
                 self.company.leave(solution, role)
         except Foul as foul:
-            self.part(pair)
-            return Ruling(Failed(foul.status, foul.stage, foul.reason, foul.detail), isolation=isolation)
+            return Ruling(foul.ruling(self.part(pair)), isolation=isolation)
         except Exception:
             self.part(pair)
             self.company.drop_trusted()
@@ -232,10 +230,9 @@ class Referee:
         (checked, mine), (_, other) = found
         return checked, (mine, other)
 
-    def part(self, pair: tuple[load.Solution, load.Solution]) -> None:
-        """Kill both processes."""
-        for role, solution in zip(ROLES, pair, strict=True):
-            self.company.dismiss(solution, role)
+    def part(self, pair: tuple[load.Solution, load.Solution]) -> str:
+        """Kill both processes; returns the end of what they printed."""
+        return "".join(self.company.dismiss(one, role) for role, one in zip(ROLES, pair, strict=True))
 
     def timing(self, flags: list[str]) -> Timing:
         """What times solutions on the current cell."""

@@ -49,7 +49,8 @@ class Zygotes:
         if self._process is not None and self._process.poll() is None and self._control is not None:
             return self._control
         ours, theirs = channel.pair()
-        command = [sys.executable, "-m", "runner.contestant.zygote", str(theirs.fileno()), self.device]
+        # unbuffered: what a contestant printed is there when it is killed
+        command = [sys.executable, "-u", "-m", "runner.contestant.zygote", str(theirs.fileno()), self.device]
         command += [] if self._confined else [UNCONFINED]
         self._process = subprocess.Popen(
             command,
