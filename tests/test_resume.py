@@ -207,7 +207,7 @@ def test_an_interrupted_run_says_one_line(number: signal.Signals, sweep: Sweep) 
         assert process.wait(30) == 128 + number
     sweep.runner.require_nothing_left()
     said = sweep.runner.said("err").splitlines()
-    assert said[-1] == "interrupted: what is recorded stays; run again to go on"
+    assert said[-1] == "interrupted: what a run has recorded stays; run it again to go on"
     # the last record may have been written and not yet shown
     assert len(sweep.runner.lines()) - (len(said) - 1) in {0, 1}
 

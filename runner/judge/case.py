@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import math
 import os
@@ -44,6 +45,7 @@ class Case:
     """A cell's private side: layouts, parameters, oracle, masters and snapshots."""
 
     def __init__(self, problem: load.Problem, cell: Cell, device: torch.device, entropy: bytes) -> None:
+        make_room(device)
         self.problem, self.cell, self.device = problem, cell, device
         self.dtype = TORCH_DTYPES[cell.dtype]
         with blamed("module"):
@@ -353,6 +355,7 @@ def make_room(device: torch.device) -> None:
         return
     free, total = torch.cuda.mem_get_info(device)
     if 2 * free < total:
+        gc.collect()  # a cell before may lie in a cycle of references
         torch.cuda.empty_cache()
 
 
