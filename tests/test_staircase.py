@@ -341,7 +341,8 @@ def test_the_picture_goes_to_a_file(root: Path, capsys: pytest.CaptureFixture[st
 
 def run(root: Path, *words: str) -> int:
     problem, solution = root / "problems/add.py", root / "solutions/add/quick.py"
-    named = ["--problem", str(problem), "--solution", str(solution), "--results", str(root / "results")]
+    named = ["--problem", str(problem), "--solution", str(solution)]
+    named += [] if "--results" in words else ["--results", str(root / "results")]
     return cli.main(["staircase", *named, *words])
 
 

@@ -146,8 +146,9 @@ class Folders:
 
     def main(self, file: Path, *options: str, command: str = "submit") -> int:
         places = ("--results", str(self.results), "--solutions", str(self.solutions))
-        words = ("--problem", PROBLEM.name, "--author", AUTHOR, "--device", "cpu", *places, *options)
-        return main([command, str(file), *words])
+        named = {"--problem": PROBLEM.name, "--author": AUTHOR, "--device": "cpu"}
+        own = (word for pair in named.items() if pair[0] not in options for word in pair)
+        return main([command, str(file), *own, *places, *options])
 
 
 @pytest.fixture

@@ -19,7 +19,15 @@ from runner.channel import MAX_OUTPUTS
 from runner.judge.check import Tally, compare
 from runner.judge.inputs import EXTREMES, SCALED_SHARE, SCALES, TORCH_DTYPES, Item, draw_mixture, lay_out
 from runner.judge.oracle import Oracle
-from runner.judge.reference import ProblemFault, Products, blamed, is_convolution, outputs_of, watched
+from runner.judge.reference import (
+    Multiplications,
+    ProblemFault,
+    Products,
+    blamed,
+    is_convolution,
+    outputs_of,
+    watched,
+)
 from runner.models import construct, settle
 from runner.schema import Cell
 
@@ -83,7 +91,6 @@ class Case:
             cell.arithmetic,
             watch=lambda reference: watched(reference, device),
             exact_integers=problem.foreign,
-            composed=problem.path.parent != load.ROOT / "problems" or not _is_one_convolution(model),
         )
         self.expected = self._expected(specimens)
         given = [v for v in specimens if isinstance(v, torch.Tensor)]
@@ -136,6 +143,13 @@ class Case:
             return contextlib.nullcontext()
         return Products()  # type: ignore[no-untyped-call]
 
+    @contextlib.contextmanager
+    def _multiplying(self, inputs: list[Any]) -> Iterator[None]:
+        """Look for products of what the model makes itself, without Dynamo."""
+        with Multiplications(inputs) as found:
+            yield
+        self.oracle.composed = found.composed
+
     def _expected_on_meta(self, specimens: list[Any]) -> list[torch.Tensor] | None:
         inputs = [
             v.to(self.dtype) if isinstance(v, torch.Tensor) and v.is_floating_point() else v
@@ -143,8 +157,9 @@ class Case:
         ]
         try:
             with torch.device("meta"):
-                model = construct(self.module.Model, self.init)
-                return outputs_of(settle(model, torch.device("meta"), self.dtype), inputs)
+                model = settle(construct(self.module.Model, self.init), torch.device("meta"), self.dtype)
+                with self._multiplying(inputs):
+                    return outputs_of(model, inputs)
         except ProblemFault:
             raise
         except Exception:  # noqa: BLE001 - a problem's code, which may raise anything
@@ -153,7 +168,8 @@ class Case:
     def _expected_of_a_draw(self) -> list[torch.Tensor]:
         inputs = self._drawn()
         with blamed("Model"):
-            outputs = self.oracle.observed(inputs)
+            with self._multiplying(inputs):
+                outputs = self.oracle.observed(inputs)
             if outputs is None:
                 outputs = [
                     y.to(self.dtype) if y.is_floating_point() else y for y in self.oracle.truth(inputs)
@@ -329,11 +345,6 @@ def _vary(model: nn.Module) -> None:
         if value.is_floating_point() and value.numel() and bool((value == value.flatten()[0]).all()):
             value.mul_(1 + _VARIED * (2 * torch.rand_like(value) - 1))
             value.add_(_VARIED * torch.rand_like(value) * (value == 0))
-
-
-def _is_one_convolution(model: nn.Module) -> bool:
-    layers = [layer for layer in model.modules() if not any(layer.children())]
-    return len(layers) == 1 and is_convolution(layers[0])
 
 
 def _like(output: torch.Tensor) -> torch.Tensor:

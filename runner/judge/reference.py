@@ -8,10 +8,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 #: Parts of the names of PyTorch's operators that are, or hold, products of matrices.
 _PRODUCTS = ("mm", "conv", "linear", "attention", "rnn", "lstm", "gru", "dot", "mv", "matmul", "einsum")
+#: Those of one product.
+_PLAIN = ("conv", "linear", "matmul", "mm", "bmm", "mv", "dot")
 #: An answer that depends on what calls before have left in the model moves by more than this share of the
 #: largest; kernels whose sums have no order move by less.
 _SAME = 1e-3
@@ -44,6 +47,36 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         self.found = self.found or any(word in func.__name__ for word in _PRODUCTS)
         return func(*args, **(kwargs or {}))
+
+
+class Multiplications(TorchFunctionMode):
+    """Tells whether a model makes anything of a product, or a product of what it made itself."""
+
+    def __init__(self, inputs: Sequence[Any]) -> None:
+        super().__init__()
+        self._inputs = inputs
+        self._plain: list[bool] = []
+        self._made = 0
+
+    @property
+    def composed(self) -> bool:
+        """Whether there is a product, and more than one of what the model is given."""
+        return bool(self._plain) and (self._plain, self._made) != ([True], 1)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        if any(word in name for word in _PRODUCTS):
+            tensors = [one for one in (*args, *(kwargs or {}).values()) if isinstance(one, torch.Tensor)]
+            plain = name.startswith(_PLAIN) and all(map(self._is_given, tensors))
+            self._plain.append(plain)
+        result = func(*args, **(kwargs or {}))
+        self._made += isinstance(result, torch.Tensor) and result.is_floating_point()
+        return result
+
+    def _is_given(self, tensor: torch.Tensor) -> bool:
+        return isinstance(tensor, nn.Parameter) or any(tensor is one for one in self._inputs)
 
 
 def is_convolution(module: nn.Module) -> bool:
