@@ -1,9 +1,8 @@
 """Compare outputs with the oracle: per slice and population, normwise and elementwise.
 
 A slice is a sample (an index of dimension 0 where the problem says that samples are independent,
-else the whole output); a population is the outputs that taps reach, those that none reaches, or, where many
-are far below the rest of their slice, those: a budget of the larger ones would not notice that they are left
-out.
+else the whole output); a population is the outputs that taps reach, those that none reaches, or, where
+many are far below the rest of their slice, those: a budget of the larger ones would not notice their lack.
 The budget is a factor times the larger of what the reference itself loses in the cell's arithmetic
 and what the class model loses, so a kernel that is more accurate than the reference always passes.
 """

@@ -12,9 +12,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 #: Parts of the names of PyTorch's operators that are, or hold, products of matrices.
-_PRODUCTS = ("mm", "conv", "linear", "attention", "rnn", "lstm", "gru", "dot", "mv", "matmul", "einsum")
+_PRODUCT_WORDS = ("mm", "conv", "linear", "attention", "rnn", "lstm", "gru", "dot", "mv", "matmul", "einsum")
 #: Those of one product.
-_PLAIN = ("conv", "linear", "matmul", "mm", "bmm", "mv", "dot")
+_ONE_PRODUCT = ("conv", "linear", "matmul", "mm", "bmm", "mv", "dot")
 #: An answer that depends on what calls before have left in the model moves by more than this share of the
 #: largest; kernels whose sums have no order move by less.
 _SAME = 1e-3
@@ -45,7 +45,7 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        self.found = self.found or any(word in func.__name__ for word in _PRODUCTS)
+        self.found = self.found or any(word in func.__name__ for word in _PRODUCT_WORDS)
         return func(*args, **(kwargs or {}))
 
 
@@ -67,9 +67,9 @@ class Multiplications(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         name = getattr(func, "__name__", "")
-        if any(word in name for word in _PRODUCTS):
+        if any(word in name for word in _PRODUCT_WORDS):
             tensors = [one for one in (*args, *(kwargs or {}).values()) if isinstance(one, torch.Tensor)]
-            plain = name.startswith(_PLAIN) and all(map(self._is_given, tensors))
+            plain = name.startswith(_ONE_PRODUCT) and all(map(self._is_given, tensors))
             self._plain.append(plain)
         result = func(*args, **(kwargs or {}))
         self._made += isinstance(result, torch.Tensor) and result.is_floating_point()
